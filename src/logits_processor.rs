@@ -1,0 +1,245 @@
+//! The drop-in for `candle_transformers::generation::LogitsProcessor`.
+//!
+//! Nothing is computed differently here: the softmax is `candle_nn`'s, the weighted draw is `rand`'s, in
+//! the order in which Candle calls them. What is left out is work that cannot change the result.
+
+use candle_core::{D, DType, Error, Result, Tensor};
+use rand::SeedableRng;
+use rand::distr::Distribution;
+use rand::distr::weighted::WeightedIndex;
+
+/// How the next token is chosen; Candle's enum, variant for variant.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Sampling {
+    /// The largest logit.
+    ArgMax,
+    /// From the whole softmax.
+    All {
+        /// Divides the logits.
+        temperature: f64,
+    },
+    /// From the `k` most probable tokens.
+    TopK {
+        /// How many; the vocabulary's size or more keeps all.
+        k: usize,
+        /// Divides the logits.
+        temperature: f64,
+    },
+    /// From the smallest set of most probable tokens whose probabilities reach `p`.
+    TopP {
+        /// The mass to reach; 0 or less, 1 or more keep all.
+        p: f64,
+        /// Divides the logits.
+        temperature: f64,
+    },
+    /// From the `k` most probable tokens, then of these the smallest set that reaches `p` of the *whole*
+    /// mass (see [`crate::TopKTopP::Joint`]).
+    TopKThenTopP {
+        /// How many; the vocabulary's size or more keeps all.
+        k: usize,
+        /// The mass to reach; 0 or less, or more than the `k` tokens have, keep all `k`.
+        p: f64,
+        /// Divides the logits.
+        temperature: f64,
+    },
+    /// Gumbel-max. Draws from the device's own generator, not from the seed, as Candle's does.
+    GumbelSoftmax {
+        /// Divides the logits.
+        temperature: f64,
+    },
+}
+
+/// Samples one token at a time; changing `use candle_transformers::generation::LogitsProcessor` to
+/// `use candle_sampler::LogitsProcessor` is the whole migration.
+///
+/// On CPU tensors it returns Candle's token (0.11.1) for the same seed, bit for bit, in every mode but
+/// [`Sampling::GumbelSoftmax`], whose random numbers no seed reaches, and it fails where Candle's fails.
+/// Logits are `[vocab]`, of any float type; `[1, vocab]`, which Candle rejects, is accepted too.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sampler::LogitsProcessor;
+///
+/// let logits = Tensor::new(&[0.1f32, 2.0, 1.0], &Device::Cpu)?;
+/// let mut processor = LogitsProcessor::new(299792458, Some(0.8), Some(0.9));
+/// let token = processor.sample(&logits)?;
+/// assert!(token < 3);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub struct LogitsProcessor {
+    rng: rand::rngs::StdRng,
+    sampling: Sampling,
+}
+
+impl LogitsProcessor {
+    /// A processor with this seed and way of sampling.
+    pub fn from_sampling(seed: u64, sampling: Sampling) -> Self {
+        let rng = rand::rngs::StdRng::seed_from_u64(seed);
+        Self { rng, sampling }
+    }
+
+    /// Greedy without a temperature or with one below 1e-7; else top-p if given, else the whole softmax.
+    pub fn new(seed: u64, temperature: Option<f64>, top_p: Option<f64>) -> Self {
+        let sampling = match (temperature, top_p) {
+            (None, _) => Sampling::ArgMax,
+            (Some(t), _) if t < 1e-7 => Sampling::ArgMax,
+            (Some(temperature), None) => Sampling::All { temperature },
+            (Some(temperature), Some(p)) => Sampling::TopP { p, temperature },
+        };
+        Self::from_sampling(seed, sampling)
+    }
+
+    /// The next token for these logits.
+    ///
+    /// Fails where no token has a weight that can be drawn (a NaN, say, or nothing but −inf).
+    pub fn sample(&mut self, logits: &Tensor) -> Result<u32> {
+        self.sample_f(logits, |_| {})
+    }
+
+    /// [`LogitsProcessor::sample`], with the probabilities passed through `f` after the softmax and before
+    /// any filter. Not called for [`Sampling::ArgMax`] and [`Sampling::GumbelSoftmax`].
+    pub fn sample_f(&mut self, logits: &Tensor, f: impl FnOnce(&mut [f32])) -> Result<u32> {
+        let logits = match logits.dims() {
+            [1, _] => logits.squeeze(0)?,
+            _ => logits.clone(),
+        };
+        let logits = logits.to_dtype(DType::F32)?;
+        let probabilities = |temperature: f64| -> Result<Vec<f32>> {
+            let logits = (&logits / temperature)?;
+            let mut probabilities = candle_nn::ops::softmax_last_dim(&logits)?.to_vec1()?;
+            f(&mut probabilities);
+            Ok(probabilities)
+        };
+        match self.sampling {
+            Sampling::ArgMax => logits.argmax(D::Minus1)?.to_scalar(),
+            Sampling::GumbelSoftmax { temperature } => {
+                candle_nn::sampling::gumbel_softmax(&logits, temperature, D::Minus1)?.to_scalar()
+            }
+            Sampling::All { temperature } => self.draw(&probabilities(temperature)?),
+            Sampling::TopP { p, temperature } => {
+                let probabilities = probabilities(temperature)?;
+                if p <= 0.0 || p >= 1.0 {
+                    self.draw(&probabilities)
+                } else {
+                    self.draw_top_p(&probabilities, p as f32)
+                }
+            }
+            Sampling::TopK { k, temperature } => {
+                let probabilities = probabilities(temperature)?;
+                match top_k(&probabilities, k) {
+                    None => self.draw(&probabilities),
+                    Some((ids, kept)) => Ok(ids[self.draw(&kept)? as usize]),
+                }
+            }
+            Sampling::TopKThenTopP { k, p, temperature } => {
+                let probabilities = probabilities(temperature)?;
+                let p = p as f32;
+                match top_k(&probabilities, k) {
+                    None => self.draw_top_p(&probabilities, p),
+                    Some((ids, kept)) => {
+                        let sum = kept.iter().sum::<f32>();
+                        let index = if p <= 0.0 || p >= sum {
+                            self.draw(&kept)?
+                        } else {
+                            self.draw_top_p(&kept, p)?
+                        };
+                        Ok(ids[index as usize])
+                    }
+                }
+            }
+        }
+    }
+
+    fn draw(&mut self, weights: &[f32]) -> Result<u32> {
+        let distribution = WeightedIndex::new(weights).map_err(Error::wrap)?;
+        Ok(distribution.sample(&mut self.rng) as u32)
+    }
+
+    /// Candle sorts all tokens, zeroes those after the one that crosses `p`, and draws from all. Zeros add
+    /// nothing to a running sum, so drawing from the kept tokens alone, in their order, is the same draw.
+    fn draw_top_p(&mut self, probabilities: &[f32], p: f32) -> Result<u32> {
+        match nucleus(probabilities, p) {
+            Some(ids) => {
+                let kept: Vec<f32> = ids.iter().map(|&id| probabilities[id as usize]).collect();
+                Ok(ids[self.draw(&kept)? as usize])
+            }
+            None => self.draw(probabilities),
+        }
+    }
+}
+
+/// The `k` most probable tokens in the order in which `select_nth_unstable_by` leaves them, which is the
+/// order Candle draws in; `None` if all are.
+fn top_k(probabilities: &[f32], k: usize) -> Option<(Vec<u32>, Vec<f32>)> {
+    if k >= probabilities.len() {
+        return None;
+    }
+    let mut ids: Vec<usize> = (0..probabilities.len()).collect();
+    let (ids, _, _) =
+        ids.select_nth_unstable_by(k, |&i, &j| probabilities[j].total_cmp(&probabilities[i]));
+    let kept = ids.iter().map(|&id| probabilities[id]).collect();
+    Some((ids.iter().map(|&id| id as u32).collect(), kept))
+}
+
+/// The ids that Candle's top-p keeps, ascending; `None` if no token is removed.
+///
+/// Only tokens that can be inside are sorted: those above a bound that is lowered until the ones above
+/// it reach `p`. Equal probabilities stand in the order of their ids, as in Candle's stable sort.
+fn nucleus(probabilities: &[f32], p: f32) -> Option<Vec<u32>> {
+    let top = probabilities.iter().copied().fold(0f32, |a, b| if b > a { b } else { a });
+    // With probabilities only, the sort can be by their bits. (A caller's `f` can leave anything.)
+    let plain = probabilities.iter().all(|x| x.to_bits() <= f32::MAX.to_bits());
+    let mut bound = if plain { top } else { f32::NEG_INFINITY };
+    let mut candidates: Vec<u64> = Vec::new();
+    while bound > 0.0 {
+        bound = if bound > top * 1e-9 { bound / 16.0 } else { 0.0 };
+        if bound > 0.0 && sum_from(probabilities, bound) < p * 1.001 {
+            continue;
+        }
+        let reaching = probabilities.iter().enumerate().filter(|(_, x)| **x >= bound);
+        candidates.clear();
+        candidates.extend(reaching.map(|(id, x)| u64::from(!x.to_bits()) << 32 | id as u64));
+        candidates.sort_unstable();
+        let sorted = candidates.iter().map(|&c| c as u32);
+        if let Some(kept) = crossing(sorted.clone(), probabilities, p) {
+            let mut ids: Vec<u32> = sorted.take(kept).collect();
+            ids.sort_unstable();
+            return Some(ids);
+        }
+    }
+    if plain {
+        return None;
+    }
+    let mut ids: Vec<u32> = (0..probabilities.len() as u32).collect();
+    ids.sort_by(|&i, &j| probabilities[j as usize].total_cmp(&probabilities[i as usize]));
+    let kept = crossing(ids.iter().copied(), probabilities, p)?;
+    ids.truncate(kept);
+    ids.sort_unstable();
+    Some(ids)
+}
+
+/// How many of the sorted tokens it takes for their running sum to reach `p`.
+fn crossing(sorted: impl Iterator<Item = u32>, probabilities: &[f32], p: f32) -> Option<usize> {
+    let mut sum = 0f32;
+    for (i, id) in sorted.enumerate() {
+        if sum >= p {
+            return Some(i);
+        }
+        sum += probabilities[id as usize];
+    }
+    None
+}
+
+/// Roughly the mass of the tokens at `bound` or above: it only steers the search.
+fn sum_from(probabilities: &[f32], bound: f32) -> f32 {
+    const LANES: usize = 16;
+    let mut lanes = [0f32; LANES];
+    let chunks = probabilities.chunks_exact(LANES);
+    let rest: f32 = chunks.remainder().iter().filter(|x| **x >= bound).sum();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane += if *x >= bound { *x } else { 0.0 };
+        }
+    }
+    rest + lanes.iter().sum::<f32>()
+}

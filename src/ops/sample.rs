@@ -1,0 +1,104 @@
+//! Drawing one token a row: the op behind [`crate::Sampler`].
+
+use crate::cpu::{self, Logit, Row, Workspace};
+use crate::params::{RowParams, SamplingParams};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor, bail};
+use std::cell::RefCell;
+
+/// Draws one token a row, given the rows' parameters and positions: the function that
+/// [`crate::Sampler::sample`] applies, without its state. Shapes, dtypes and errors are the same.
+pub fn sample(logits: &Tensor, rows: &[SamplingParams], positions: &[u64]) -> Result<Tensor> {
+    if rows.len() != positions.len() {
+        bail!("sample: {} rows of parameters, but {} positions", rows.len(), positions.len())
+    }
+    let mut sampler = crate::Sampler::new(rows)?;
+    for (row, &position) in positions.iter().enumerate() {
+        sampler.set_position(row, position);
+    }
+    sampler.sample(logits)
+}
+
+/// The largest vocabulary: sums of this many weights fit 63 bits.
+const MAX_VOCAB: usize = 1 << 24;
+
+/// Fewer logits than this are not worth another thread.
+const LOGITS_PER_THREAD: usize = 1 << 14;
+
+pub(crate) struct Sample<'a> {
+    params: &'a [RowParams],
+    positions: &'a [u64],
+    // Candle hands ops out by shared reference.
+    workspaces: RefCell<&'a mut Vec<Workspace>>,
+}
+
+impl<'a> Sample<'a> {
+    pub(crate) fn new(
+        params: &'a [RowParams],
+        positions: &'a [u64],
+        workspaces: &'a mut Vec<Workspace>,
+    ) -> Self {
+        let workspaces = RefCell::new(workspaces);
+        Self { params, positions, workspaces }
+    }
+
+    /// (batch, vocab, elements from one row to the next)
+    fn shape(&self, layout: &Layout) -> Result<(usize, usize, usize)> {
+        let (batch, vocab, stride) = match (layout.dims(), layout.stride()) {
+            (&[vocab], _) => (1, vocab, vocab),
+            (&[batch, vocab], &[stride, _]) => (batch, vocab, stride),
+            (dims, _) => bail!("sample: logits have shape {dims:?}, expected [batch, vocab] or [vocab]"),
+        };
+        if batch != self.params.len() {
+            bail!("sample: the sampler has {} rows, the logits {batch}", self.params.len())
+        }
+        if !(1..=MAX_VOCAB).contains(&vocab) {
+            bail!("sample: the vocabulary has {vocab} tokens, expected 1 to {MAX_VOCAB}")
+        }
+        Ok((batch, vocab, stride))
+    }
+
+    fn cpu_rows<T: Logit>(&self, data: &[T], layout: &Layout) -> Result<Vec<u32>> {
+        let (batch, vocab, stride) = self.shape(layout)?;
+        let mut workspaces = self.workspaces.borrow_mut();
+        let threads = (batch * vocab / LOGITS_PER_THREAD).clamp(1, rayon::current_num_threads());
+        if workspaces.len() < threads {
+            workspaces.resize_with(threads, Workspace::default);
+        }
+        let data = &data[layout.start_offset()..];
+        let row = |i| Row {
+            logits: &data[i * stride..][..vocab],
+            params: &self.params[i],
+            position: self.positions[i],
+        };
+        let mut ids = vec![0; batch];
+        cpu::sample_batch(row, &mut ids, &mut workspaces[..threads]);
+        Ok(ids)
+    }
+}
+
+impl CustomOp1 for Sample<'_> {
+    fn name(&self) -> &'static str {
+        "sample"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ids = match storage {
+            CpuStorage::F32(data) => self.cpu_rows(data, layout)?,
+            CpuStorage::F16(data) => self.cpu_rows(data, layout)?,
+            CpuStorage::BF16(data) => self.cpu_rows(data, layout)?,
+            other => bail!("sample: logits have dtype {:?}, expected F32, F16 or BF16", other.dtype()),
+        };
+        let shape = Shape::from(ids.len());
+        Ok((CpuStorage::U32(ids), shape))
+    }
+}
+
+/// Row `row` of `[batch, vocab]` logits, or the only one of `[vocab]`.
+pub(crate) fn row_of(logits: &Tensor, row: usize) -> Result<Tensor> {
+    match logits.rank() {
+        1 => Ok(logits.clone()),
+        2 => logits.get(row),
+        _ => Err(Error::msg("logits have neither one dimension nor two")),
+    }
+}

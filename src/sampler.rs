@@ -1,0 +1,149 @@
+//! The batched sampler: parameters and positions of the rows, and the op that draws.
+
+use crate::cpu::Workspace;
+use crate::error::{RowError, UnsampleableRow};
+use crate::ops::{Sample, row_of};
+use crate::params::{RowParams, SamplingParams};
+use crate::{INVALID_TOKEN, ParamError};
+use candle_core::{DType, Error, Result, Tensor};
+
+/// Draws one token for each row of a batch.
+///
+/// A row's token depends on its logits, its parameters (the seed among them) and its position, and on
+/// nothing else: not on the other rows, its place among them, the number of threads or the machine.
+/// Sampling the same logits at the same position again gives the same token.
+///
+/// Positions start at 0 and advance by one with each call, whether or not the row could be sampled.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sampler::{Sampler, SamplingParams};
+///
+/// let logits = Tensor::randn(0f32, 3., (2, 1000), &Device::Cpu)?;
+/// let params = SamplingParams::new().temperature(0.8).top_p(0.9);
+/// let mut sampler = Sampler::new(&[params.clone().seed(1), params.clone().seed(2)])?;
+///
+/// let ids = sampler.sample(&logits)?; // u32, [2], ready to be the next input
+/// assert_eq!(ids.dims(), [2]);
+/// assert_eq!(sampler.position(0), 1);
+///
+/// // The second sequence has ended: another takes its row.
+/// sampler.replace_row(1, &params.seed(3))?;
+/// assert_eq!(sampler.position(1), 0);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub struct Sampler {
+    params: Vec<RowParams>,
+    positions: Vec<u64>,
+    workspaces: Vec<Workspace>,
+}
+
+impl Sampler {
+    /// A sampler for batches of `rows.len()`, each row at position 0.
+    ///
+    /// Fails if a parameter is out of range ([`ParamError`]); the error names the row.
+    pub fn new(rows: &[SamplingParams]) -> Result<Self> {
+        let params = rows.iter().enumerate().map(|(i, p)| resolve(i, p));
+        Ok(Self {
+            params: params.collect::<Result<_>>()?,
+            positions: vec![0; rows.len()],
+            workspaces: Vec::new(),
+        })
+    }
+
+    /// The number of rows.
+    pub fn batch_size(&self) -> usize {
+        self.params.len()
+    }
+
+    /// Gives a row to another sequence: new parameters, position 0. The other rows go on undisturbed.
+    ///
+    /// Fails if a parameter is out of range; the row is then unchanged.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    pub fn replace_row(&mut self, row: usize, params: &SamplingParams) -> Result<()> {
+        self.params[row] = resolve(row, params)?;
+        self.positions[row] = 0;
+        Ok(())
+    }
+
+    /// The position at which a row's next token will be drawn.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    pub fn position(&self, row: usize) -> u64 {
+        self.positions[row]
+    }
+
+    /// Sets the position at which a row's next token will be drawn: to resume a sequence, to repeat a
+    /// draw, or to count prompt tokens too.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such row.
+    pub fn set_position(&mut self, row: usize, position: u64) {
+        self.positions[row] = position;
+    }
+
+    /// Draws one token a row. `logits` is `[batch, vocab]`, or `[vocab]` for a batch of one, of f32, f16
+    /// or bf16, with any strides; the vocabulary has 1 to 2²⁴ tokens. The result is u32, `[batch]`, on
+    /// the same device.
+    ///
+    /// A row from which nothing can be drawn (NaN, or all −inf) yields [`INVALID_TOKEN`] and does not
+    /// disturb the others.
+    ///
+    /// Fails if the shape or the dtype is another, or the batch is not [`Sampler::batch_size`].
+    pub fn sample(&mut self, logits: &Tensor) -> Result<Tensor> {
+        let strides = logits.stride();
+        let adjacent = strides.last().is_none_or(|&s| s == 1);
+        let contiguous;
+        let logits = if adjacent {
+            logits
+        } else {
+            contiguous = logits.contiguous()?;
+            &contiguous
+        };
+        let op = Sample::new(&self.params, &self.positions, &mut self.workspaces);
+        let ids = logits.apply_op1_no_bwd(&op)?;
+        for position in &mut self.positions {
+            *position = position.wrapping_add(1);
+        }
+        Ok(ids)
+    }
+
+    /// [`Sampler::sample`] with the ids on the host.
+    ///
+    /// Fails if a row cannot be sampled; the error ([`UnsampleableRow`]) names the first such row and the
+    /// reason. The positions have advanced all the same.
+    pub fn sample_to_vec(&mut self, logits: &Tensor) -> Result<Vec<u32>> {
+        let ids = self.sample(logits)?.to_vec1::<u32>()?;
+        match ids.iter().position(|&id| id == INVALID_TOKEN) {
+            None => Ok(ids),
+            Some(row) => {
+                let bad = row_of(logits, row)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                let reason = match bad.iter().any(|z| z.is_nan()) {
+                    true => RowError::Nan,
+                    false => RowError::AllMasked,
+                };
+                Err(Error::wrap(UnsampleableRow { row, reason }))
+            }
+        }
+    }
+}
+
+fn resolve(row: usize, params: &SamplingParams) -> Result<RowParams> {
+    let named = |e: ParamError| Error::wrap(e).context(format!("row {row}"));
+    params.resolve().map_err(named)
+}
+
+impl std::fmt::Debug for Sampler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sampler")
+            .field("params", &self.params)
+            .field("positions", &self.positions)
+            .finish_non_exhaustive()
+    }
+}
