@@ -1,12 +1,18 @@
 //! The drop-in for `candle_transformers::generation::LogitsProcessor`.
 //!
 //! Nothing is computed differently here: the softmax is `candle_nn`'s, the weighted draw is `rand`'s, in
-//! the order in which Candle calls them. What is left out is work that cannot change the result.
+//! the order in which Candle calls them. What is left out is work that cannot change the result: most of
+//! a sort ([`nucleus`]) and some copies ([`mod@softmax`]).
+
+mod nucleus;
+mod softmax;
 
 use candle_core::{D, DType, Error, Result, Tensor};
+use nucleus::nucleus;
 use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
+use softmax::softmax;
 
 /// How the next token is chosen; Candle's enum, variant for variant.
 #[derive(Clone, PartialEq, Debug)]
@@ -69,13 +75,19 @@ pub enum Sampling {
 pub struct LogitsProcessor {
     rng: rand::rngs::StdRng,
     sampling: Sampling,
+    /// Kept between calls.
+    probabilities: Vec<f32>,
 }
 
 impl LogitsProcessor {
     /// A processor with this seed and way of sampling.
     pub fn from_sampling(seed: u64, sampling: Sampling) -> Self {
         let rng = rand::rngs::StdRng::seed_from_u64(seed);
-        Self { rng, sampling }
+        Self {
+            rng,
+            sampling,
+            probabilities: Vec::new(),
+        }
     }
 
     /// Greedy without a temperature or with one below 1e-7; else top-p if given, else the whole softmax.
@@ -104,49 +116,47 @@ impl LogitsProcessor {
             _ => logits.clone(),
         };
         let logits = logits.to_dtype(DType::F32)?;
-        let probabilities = |temperature: f64| -> Result<Vec<f32>> {
-            let logits = (&logits / temperature)?;
-            let mut probabilities = candle_nn::ops::softmax_last_dim(&logits)?.to_vec1()?;
-            f(&mut probabilities);
-            Ok(probabilities)
-        };
-        match self.sampling {
-            Sampling::ArgMax => logits.argmax(D::Minus1)?.to_scalar(),
+        let temperature = match self.sampling {
+            Sampling::ArgMax => return logits.argmax(D::Minus1)?.to_scalar(),
             Sampling::GumbelSoftmax { temperature } => {
-                candle_nn::sampling::gumbel_softmax(&logits, temperature, D::Minus1)?.to_scalar()
+                return candle_nn::sampling::gumbel_softmax(&logits, temperature, D::Minus1)?
+                    .to_scalar();
             }
-            Sampling::All { temperature } => self.draw(&probabilities(temperature)?),
-            Sampling::TopP { p, temperature } => {
-                let probabilities = probabilities(temperature)?;
-                if p <= 0.0 || p >= 1.0 {
-                    self.draw(&probabilities)
-                } else {
-                    self.draw_top_p(&probabilities, p as f32)
-                }
+            Sampling::All { temperature }
+            | Sampling::TopK { temperature, .. }
+            | Sampling::TopP { temperature, .. }
+            | Sampling::TopKThenTopP { temperature, .. } => temperature,
+        };
+        let mut probabilities = std::mem::take(&mut self.probabilities);
+        softmax(&logits, temperature, &mut probabilities)?;
+        f(&mut probabilities);
+        let token = self.draw_filtered(&probabilities);
+        self.probabilities = probabilities;
+        token
+    }
+
+    fn draw_filtered(&mut self, probabilities: &[f32]) -> Result<u32> {
+        match self.sampling {
+            Sampling::TopP { p, .. } if p > 0.0 && p < 1.0 => {
+                self.draw_top_p(probabilities, p as f32)
             }
-            Sampling::TopK { k, temperature } => {
-                let probabilities = probabilities(temperature)?;
-                match top_k(&probabilities, k) {
-                    None => self.draw(&probabilities),
-                    Some((ids, kept)) => Ok(ids[self.draw(&kept)? as usize]),
-                }
-            }
-            Sampling::TopKThenTopP { k, p, temperature } => {
-                let probabilities = probabilities(temperature)?;
+            Sampling::TopK { k, .. } => match top_k(probabilities, k) {
+                None => self.draw(probabilities),
+                Some((ids, kept)) => Ok(ids[self.draw(&kept)? as usize]),
+            },
+            Sampling::TopKThenTopP { k, p, .. } => {
                 let p = p as f32;
-                match top_k(&probabilities, k) {
-                    None => self.draw_top_p(&probabilities, p),
-                    Some((ids, kept)) => {
-                        let sum = kept.iter().sum::<f32>();
-                        let index = if p <= 0.0 || p >= sum {
-                            self.draw(&kept)?
-                        } else {
-                            self.draw_top_p(&kept, p)?
-                        };
-                        Ok(ids[index as usize])
-                    }
-                }
+                let Some((ids, kept)) = top_k(probabilities, k) else {
+                    return self.draw_top_p(probabilities, p);
+                };
+                let index = if p <= 0.0 || p >= kept.iter().sum::<f32>() {
+                    self.draw(&kept)?
+                } else {
+                    self.draw_top_p(&kept, p)?
+                };
+                Ok(ids[index as usize])
             }
+            _ => self.draw(probabilities),
         }
     }
 
@@ -179,67 +189,4 @@ fn top_k(probabilities: &[f32], k: usize) -> Option<(Vec<u32>, Vec<f32>)> {
         ids.select_nth_unstable_by(k, |&i, &j| probabilities[j].total_cmp(&probabilities[i]));
     let kept = ids.iter().map(|&id| probabilities[id]).collect();
     Some((ids.iter().map(|&id| id as u32).collect(), kept))
-}
-
-/// The ids that Candle's top-p keeps, ascending; `None` if no token is removed.
-///
-/// Only tokens that can be inside are sorted: those above a bound that is lowered until the ones above
-/// it reach `p`. Equal probabilities stand in the order of their ids, as in Candle's stable sort.
-fn nucleus(probabilities: &[f32], p: f32) -> Option<Vec<u32>> {
-    let top = probabilities.iter().copied().fold(0f32, |a, b| if b > a { b } else { a });
-    // With probabilities only, the sort can be by their bits. (A caller's `f` can leave anything.)
-    let plain = probabilities.iter().all(|x| x.to_bits() <= f32::MAX.to_bits());
-    let mut bound = if plain { top } else { f32::NEG_INFINITY };
-    let mut candidates: Vec<u64> = Vec::new();
-    while bound > 0.0 {
-        bound = if bound > top * 1e-9 { bound / 16.0 } else { 0.0 };
-        if bound > 0.0 && sum_from(probabilities, bound) < p * 1.001 {
-            continue;
-        }
-        let reaching = probabilities.iter().enumerate().filter(|(_, x)| **x >= bound);
-        candidates.clear();
-        candidates.extend(reaching.map(|(id, x)| u64::from(!x.to_bits()) << 32 | id as u64));
-        candidates.sort_unstable();
-        let sorted = candidates.iter().map(|&c| c as u32);
-        if let Some(kept) = crossing(sorted.clone(), probabilities, p) {
-            let mut ids: Vec<u32> = sorted.take(kept).collect();
-            ids.sort_unstable();
-            return Some(ids);
-        }
-    }
-    if plain {
-        return None;
-    }
-    let mut ids: Vec<u32> = (0..probabilities.len() as u32).collect();
-    ids.sort_by(|&i, &j| probabilities[j as usize].total_cmp(&probabilities[i as usize]));
-    let kept = crossing(ids.iter().copied(), probabilities, p)?;
-    ids.truncate(kept);
-    ids.sort_unstable();
-    Some(ids)
-}
-
-/// How many of the sorted tokens it takes for their running sum to reach `p`.
-fn crossing(sorted: impl Iterator<Item = u32>, probabilities: &[f32], p: f32) -> Option<usize> {
-    let mut sum = 0f32;
-    for (i, id) in sorted.enumerate() {
-        if sum >= p {
-            return Some(i);
-        }
-        sum += probabilities[id as usize];
-    }
-    None
-}
-
-/// Roughly the mass of the tokens at `bound` or above: it only steers the search.
-fn sum_from(probabilities: &[f32], bound: f32) -> f32 {
-    const LANES: usize = 16;
-    let mut lanes = [0f32; LANES];
-    let chunks = probabilities.chunks_exact(LANES);
-    let rest: f32 = chunks.remainder().iter().filter(|x| **x >= bound).sum();
-    for chunk in chunks {
-        for (lane, x) in lanes.iter_mut().zip(chunk) {
-            *lane += if *x >= bound { *x } else { 0.0 };
-        }
-    }
-    rest + lanes.iter().sum::<f32>()
 }
