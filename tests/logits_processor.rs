@@ -58,12 +58,12 @@ fn compare(what: &str, logits: &Tensor, sampling: Sampling, draws: usize) -> usi
 #[test]
 fn equals_candle_on_synthetic_rows() {
     let mut drawn = 0;
-    for (vocab, draws, stride) in [(1, 4, 1), (2, 10, 1), (111, 40, 1), (32_000, 3, 3), (151_936, 2, 23)] {
+    for (vocab, draws, stride) in [(1, 4, 1), (2, 10, 1), (111, 40, 1), (32_000, 3, 1), (151_936, 2, 7)] {
         let mut turn = 0;
         for (kind, logits) in kinds(vocab, vocab as u64) {
             let logits = row(&logits);
             for sampling in samplings(vocab) {
-                // Candle sorts at length: the large vocabularies take every third or 23rd case.
+                // Candle sorts at length: the large vocabularies take fewer draws, the largest every seventh case.
                 turn += 1;
                 if turn % stride == 0 {
                     drawn += compare(&format!("{kind}, {vocab} tokens"), &logits, sampling, draws);
