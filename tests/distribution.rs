@@ -205,7 +205,7 @@ fn modes() -> Vec<Filter> {
         Filter { k: Some(40), p: Some(0.81), ..joint },
         Filter { k: Some(701), p: Some(0.9), min_p: Some(0.001), ..base },
         Filter { k: Some(701), p: Some(0.9), min_p: Some(0.001), ..joint },
-        Filter { temperature: 2.0, p: Some(0.9), ..base },
+        Filter { temperature: 2.0, p: Some(0.901), ..base },
     ]
 }
 
