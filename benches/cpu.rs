@@ -28,10 +28,12 @@ fn rows() -> Result<(Tensor, &'static str)> {
         return Ok(((bulk + lift)?, "synthetic"));
     };
     let tensors = candle_core::safetensors::load(path, &Device::Cpu)?;
-    let logits = tensors.into_values().next().expect("the file holds a tensor");
+    let logits = tensors
+        .into_values()
+        .next()
+        .expect("the file holds a tensor");
     Ok((logits.to_dtype(DType::F32)?, "real"))
 }
-
 
 /// Ours and Candle's `Sampling` of the same name.
 fn modes(temperature: f64) -> [(&'static str, Sampling, candle::Sampling); 6] {
@@ -40,13 +42,33 @@ fn modes(temperature: f64) -> [(&'static str, Sampling, candle::Sampling); 6] {
     let (t, k, p) = (temperature, K, P);
     [
         ("argmax", Ours::ArgMax, Theirs::ArgMax),
-        ("all", Ours::All { temperature: t }, Theirs::All { temperature: t }),
-        ("top-k", Ours::TopK { k, temperature: t }, Theirs::TopK { k, temperature: t }),
-        ("top-p", Ours::TopP { p, temperature: t }, Theirs::TopP { p, temperature: t }),
+        (
+            "all",
+            Ours::All { temperature: t },
+            Theirs::All { temperature: t },
+        ),
+        (
+            "top-k",
+            Ours::TopK { k, temperature: t },
+            Theirs::TopK { k, temperature: t },
+        ),
+        (
+            "top-p",
+            Ours::TopP { p, temperature: t },
+            Theirs::TopP { p, temperature: t },
+        ),
         (
             "top-k-top-p",
-            Ours::TopKThenTopP { k, p, temperature: t },
-            Theirs::TopKThenTopP { k, p, temperature: t },
+            Ours::TopKThenTopP {
+                k,
+                p,
+                temperature: t,
+            },
+            Theirs::TopKThenTopP {
+                k,
+                p,
+                temperature: t,
+            },
         ),
         (
             "gumbel",
@@ -113,14 +135,20 @@ fn batch(c: &mut Criterion) {
     const BATCH: usize = 64;
     let (rows, kind) = rows().expect("rows");
     let count = rows.dim(0).expect("two dimensions") as u32;
-    let places = Tensor::from_iter((0..BATCH as u32).map(|i| i % count), &Device::Cpu).expect("ids");
+    let places =
+        Tensor::from_iter((0..BATCH as u32).map(|i| i % count), &Device::Cpu).expect("ids");
     let logits = rows.index_select(&places, 0).expect("rows");
     let all = std::thread::available_parallelism().map_or(1, |n| n.get());
     let mut group = c.benchmark_group(format!("{BATCH} {kind} rows, T 0.8, top-p"));
     group.sample_size(20);
     for threads in [1, all] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-        let rows = (0..BATCH as u64).map(|s| params(0.8)[3].1.clone().seed(s)).collect::<Vec<_>>();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("threads");
+        let rows = (0..BATCH as u64)
+            .map(|s| params(0.8)[3].1.clone().seed(s))
+            .collect::<Vec<_>>();
         let mut sampler = Sampler::new(&rows).expect("valid");
         group.bench_function(BenchmarkId::new("threads", threads), |b| {
             b.iter(|| pool.install(|| sampler.sample(&logits).expect("tokens")))

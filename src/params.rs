@@ -109,7 +109,11 @@ impl SamplingParams {
                 return Ok(());
             }
             let value = value.to_string();
-            Err(ParamError { field, value, range })
+            Err(ParamError {
+                field,
+                value,
+                range,
+            })
         }
         let t = self.temperature;
         check(
@@ -119,7 +123,12 @@ impl SamplingParams {
             "0 (greedy) to 1e6",
         )?;
         if let Some(k) = self.top_k {
-            check(k > 0, "top_k", k, "1 or more (leave it unset to keep every token)")?;
+            check(
+                k > 0,
+                "top_k",
+                k,
+                "1 or more (leave it unset to keep every token)",
+            )?;
         }
         if let Some(p) = self.top_p {
             check(
@@ -130,7 +139,12 @@ impl SamplingParams {
             )?;
         }
         if let Some(p) = self.min_p {
-            check((0.0..=1.0).contains(&p), "min_p", p, "0 (keeps every token) to 1")?;
+            check(
+                (0.0..=1.0).contains(&p),
+                "min_p",
+                p,
+                "0 (keeps every token) to 1",
+            )?;
         }
         Ok(())
     }
@@ -149,7 +163,9 @@ impl SamplingParams {
                 None => f32::NEG_INFINITY,
             },
             // A vocabulary holds at most 2²⁴ tokens, so a larger k filters nothing.
-            top_k: self.top_k.map_or(u32::MAX, |k| k.min(u32::MAX as usize) as u32),
+            top_k: self
+                .top_k
+                .map_or(u32::MAX, |k| k.min(u32::MAX as usize) as u32),
             top_p: match self.top_p {
                 Some(p) if p < 1.0 => Some(((p * 2f64.powi(64)) as u64).max(1)),
                 _ => None,
@@ -209,7 +225,10 @@ mod tests {
     #[test]
     fn mistakes_name_the_field_the_value_and_the_range() {
         let p = SamplingParams::new;
-        assert_eq!(message(p().temperature(-1.0)), "temperature = -1 is out of range: 0 (greedy) to 1e6");
+        assert_eq!(
+            message(p().temperature(-1.0)),
+            "temperature = -1 is out of range: 0 (greedy) to 1e6"
+        );
         assert!(message(p().temperature(f64::NAN)).starts_with("temperature = NaN"));
         assert!(message(p().temperature(f64::INFINITY)).starts_with("temperature = inf"));
         assert!(message(p().top_k(0)).starts_with("top_k = 0 is out of range: 1 or more"));
@@ -240,12 +259,23 @@ mod tests {
 
     #[test]
     fn resolved_filters_are_off_where_they_remove_nothing() {
-        let p = SamplingParams::new().top_p(1.0).top_k(10).min_p(0.0).resolve().unwrap();
+        let p = SamplingParams::new()
+            .top_p(1.0)
+            .top_k(10)
+            .min_p(0.0)
+            .resolve()
+            .unwrap();
         assert_eq!(p.top_p, None);
         assert_eq!(p.top_k_of(10), None);
         assert_eq!(p.top_k_of(11), Some(10));
         assert_eq!(p.min_p_offset, f32::NEG_INFINITY);
-        assert_eq!(SamplingParams::new().top_p(0.5).resolve().unwrap().top_p, Some(1 << 63));
-        assert_eq!(SamplingParams::new().top_p(1e-300).resolve().unwrap().top_p, Some(1));
+        assert_eq!(
+            SamplingParams::new().top_p(0.5).resolve().unwrap().top_p,
+            Some(1 << 63)
+        );
+        assert_eq!(
+            SamplingParams::new().top_p(1e-300).resolve().unwrap().top_p,
+            Some(1)
+        );
     }
 }

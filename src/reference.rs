@@ -17,9 +17,7 @@
 
 use crate::definition::order::Key;
 use crate::definition::weight::{SLICE, SliceScale};
-use crate::definition::{
-    MAX_ROUNDS, min_p_threshold, nucleus_limit, philox, scale_random,
-};
+use crate::definition::{MAX_ROUNDS, min_p_threshold, nucleus_limit, philox, scale_random};
 use crate::error::RowError;
 use crate::params::{RowParams, SamplingParams, TopKTopP};
 use candle_core::Error;
@@ -45,7 +43,9 @@ pub fn kept(logits: &[f32], params: &SamplingParams) -> candle_core::Result<Vec<
     let row = Row::new(logits, &params, top);
     let bounds = row.bounds(&params);
     let low = row.threshold(&bounds, bounds.low, top);
-    Ok((0..logits.len() as u32).filter(|&id| row.key(id) > low).collect())
+    Ok((0..logits.len() as u32)
+        .filter(|&id| row.key(id) > low)
+        .collect())
 }
 
 pub(crate) fn sample_row(
@@ -104,7 +104,10 @@ impl<'a> Row<'a> {
         if logits.iter().any(|z| z.is_nan()) {
             return Err(RowError::Nan);
         }
-        let keys = logits.iter().enumerate().map(|(id, &z)| Key::new(z, id as u32));
+        let keys = logits
+            .iter()
+            .enumerate()
+            .map(|(id, &z)| Key::new(z, id as u32));
         match keys.max() {
             Some(top) if top.logit() > f32::NEG_INFINITY => Ok(top),
             _ => Err(RowError::AllMasked),
@@ -118,7 +121,11 @@ impl<'a> Row<'a> {
             .map(|s| scale.slice(s.iter().copied().fold(f32::NEG_INFINITY, f32::max)))
             .collect();
         let unit = slices[top.id() as usize / SLICE].expect("the largest logit has mass");
-        Self { logits, slices, unit }
+        Self {
+            logits,
+            slices,
+            unit,
+        }
     }
 
     fn key(&self, id: u32) -> Key {
@@ -131,15 +138,18 @@ impl<'a> Row<'a> {
 
     /// Calls `f` for each slice with its scale, its ids, and the weights of those above `low`.
     fn slice_weights(&self, low: Key) -> impl Iterator<Item = (SliceScale, Vec<(u32, u64)>)> {
-        self.slices.iter().enumerate().filter_map(move |(j, slice)| {
-            let slice = (*slice)?;
-            let ids = (j * SLICE) as u32..((j + 1) * SLICE).min(self.logits.len()) as u32;
-            let weights = ids
-                .filter(|&id| self.key(id) > low)
-                .map(|id| (id, u64::from(slice.weight(self.logits[id as usize]))))
-                .collect();
-            Some((slice, weights))
-        })
+        self.slices
+            .iter()
+            .enumerate()
+            .filter_map(move |(j, slice)| {
+                let slice = (*slice)?;
+                let ids = (j * SLICE) as u32..((j + 1) * SLICE).min(self.logits.len()) as u32;
+                let weights = ids
+                    .filter(|&id| self.key(id) > low)
+                    .map(|id| (id, u64::from(slice.weight(self.logits[id as usize]))))
+                    .collect();
+                Some((slice, weights))
+            })
     }
 
     fn count_above(&self, key: Key) -> u32 {
@@ -155,7 +165,11 @@ impl<'a> Row<'a> {
     }
 
     fn bounds(&self, params: &RowParams) -> Bounds {
-        let top = self.ids().map(|id| self.key(id)).max().expect("a row has tokens");
+        let top = self
+            .ids()
+            .map(|id| self.key(id))
+            .max()
+            .expect("a row has tokens");
         let mut low = Key::LOWEST;
         if params.min_p_offset > f32::NEG_INFINITY {
             low = low.max(Key::below_logit(min_p_threshold(params, top.logit())));
@@ -165,7 +179,8 @@ impl<'a> Row<'a> {
         if let Some(k) = params.top_k_of(self.logits.len()) {
             let k_largest = |mut keys: Vec<Key>| {
                 keys.sort_unstable_by(|a, b| b.cmp(a));
-                keys.get(k as usize - 1).map_or(Key::LOWEST, |key| key.below().max(Key::LOWEST))
+                keys.get(k as usize - 1)
+                    .map_or(Key::LOWEST, |key| key.below().max(Key::LOWEST))
             };
             if params.top_p.is_some() && params.order == TopKTopP::Renormalised {
                 // The top k are a distribution of their own: their mass is what p is a share of.
@@ -174,12 +189,16 @@ impl<'a> Row<'a> {
             } else {
                 // At least k tokens are at or above the k-th largest of the slices' maxima.
                 let maxima = self.ids().map(|id| self.key(id)).collect::<Vec<_>>();
-                let maxima = maxima.chunks(SLICE).map(|s| *s.iter().max().expect("not empty"));
+                let maxima = maxima
+                    .chunks(SLICE)
+                    .map(|s| *s.iter().max().expect("not empty"));
                 low = low.max(k_largest(maxima.collect()));
                 count = Some(k);
             }
         }
-        let mass = params.top_p.map(|p| nucleus_limit(p, self.mass_above(nucleus_of)));
+        let mass = params
+            .top_p
+            .map(|p| nucleus_limit(p, self.mass_above(nucleus_of)));
         Bounds { low, count, mass }
     }
 

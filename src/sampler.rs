@@ -123,7 +123,9 @@ impl Sampler {
         match ids.iter().position(|&id| id == INVALID_TOKEN) {
             None => Ok(ids),
             Some(row) => {
-                let bad = row_of(logits, row)?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+                let bad = row_of(logits, row)?
+                    .to_dtype(DType::F32)?
+                    .to_vec1::<f32>()?;
                 let reason = match bad.iter().any(|z| z.is_nan()) {
                     true => RowError::Nan,
                     false => RowError::AllMasked,

@@ -38,8 +38,13 @@ fn nothing_that_grows_is_allocated_in_steady_state() -> Result<()> {
         ("min-p", base.min_p(0.05)),
     ] {
         for threads in [1, 2] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-            let rows: Vec<_> = (0..BATCH as u64).map(|seed| params.clone().seed(seed)).collect();
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .expect("threads");
+            let rows: Vec<_> = (0..BATCH as u64)
+                .map(|seed| params.clone().seed(seed))
+                .collect();
             let mut sampler = Sampler::new(&rows)?;
             let mut call = || pool.install(|| sampler.sample(&logits));
             for _ in 0..20 {
@@ -52,7 +57,10 @@ fn nothing_that_grows_is_allocated_in_steady_state() -> Result<()> {
             }
             let each = (BYTES.load(Relaxed) - before) / CALLS;
             // 256 bytes of ids, the tensor around them, and the thread pool's queue.
-            assert!(each < 2048, "{mode}, {threads} threads: {each} bytes a call");
+            assert!(
+                each < 2048,
+                "{mode}, {threads} threads: {each} bytes a call"
+            );
         }
     }
     Ok(())

@@ -19,7 +19,9 @@ struct Filter {
 
 impl Filter {
     fn params(self) -> SamplingParams {
-        let mut params = SamplingParams::new().temperature(self.temperature).order(self.order);
+        let mut params = SamplingParams::new()
+            .temperature(self.temperature)
+            .order(self.order);
         if let Some(k) = self.k {
             params = params.top_k(k);
         }
@@ -52,24 +54,36 @@ impl Oracle {
             y.partial_cmp(&x).expect("no NaN").then(a.cmp(&b))
         });
         let max = f64::from(logits[order[0] as usize]);
-        let weight: Vec<f64> =
-            logits.iter().map(|&z| ((f64::from(z) - max) / filter.temperature).exp()).collect();
+        let weight: Vec<f64> = logits
+            .iter()
+            .map(|&z| ((f64::from(z) - max) / filter.temperature).exp())
+            .collect();
         let k = filter.k.unwrap_or(usize::MAX).min(logits.len());
         let renormalised = filter.k.is_some() && filter.order == TopKTopP::Renormalised;
         let share_of = if renormalised { k } else { logits.len() };
-        let total: f64 = order[..share_of].iter().map(|&id| weight[id as usize]).sum();
+        let total: f64 = order[..share_of]
+            .iter()
+            .map(|&id| weight[id as usize])
+            .sum();
         let (mut kept, mut margin) = (vec![false; logits.len()], vec![1.0; logits.len()]);
         let mut above = 0.0;
         for (i, &id) in order.iter().enumerate() {
             let w = weight[id as usize];
-            let by_p = filter.p.map_or(1.0, |p| if p < 1.0 { p - above / total } else { 1.0 });
+            let by_p = filter
+                .p
+                .map_or(1.0, |p| if p < 1.0 { p - above / total } else { 1.0 });
             let by_min_p = filter.min_p.map_or(1.0, |p| w / p - 1.0);
             let masked = logits[id as usize] == f32::NEG_INFINITY;
             kept[id as usize] = !masked && i < k && by_p > 0.0 && by_min_p >= 0.0;
             margin[id as usize] = by_p.abs().min(by_min_p.abs());
             above += w;
         }
-        Self { order, weight, kept, margin }
+        Self {
+            order,
+            weight,
+            kept,
+            margin,
+        }
     }
 
     /// The kept ids, ascending, with their probabilities.
@@ -107,10 +121,16 @@ fn same_set(what: &str, logits: &[f32], filter: Filter) -> bool {
 fn random_filter(rng: &mut impl Rng, vocab: usize) -> Filter {
     Filter {
         temperature: rng.random_range(0.2..2.0),
-        k: rng.random_bool(0.6).then(|| rng.random_range(1..=vocab + 5)),
+        k: rng
+            .random_bool(0.6)
+            .then(|| rng.random_range(1..=vocab + 5)),
         p: rng.random_bool(0.6).then(|| rng.random_range(0.01..1.0)),
         min_p: rng.random_bool(0.3).then(|| rng.random_range(0.0001..0.9)),
-        order: if rng.random() { TopKTopP::Joint } else { TopKTopP::Renormalised },
+        order: if rng.random() {
+            TopKTopP::Joint
+        } else {
+            TopKTopP::Renormalised
+        },
     }
 }
 
@@ -119,13 +139,18 @@ fn kept_sets_equal_an_f64_sort_on_random_rows() {
     let mut rng = rng(20);
     let (mut rows, mut close) = (0, 0);
     while rows < 4000 {
-        let vocab = *[1, 2, 5, 50, 111, 512, 513, 1500].get(rows / 6 % 8).expect("in range");
+        let vocab = *[1, 2, 5, 50, 111, 512, 513, 1500]
+            .get(rows / 6 % 8)
+            .expect("in range");
         for (kind, logits) in kinds(vocab, rows as u64) {
             close += usize::from(same_set(kind, &logits, random_filter(&mut rng, vocab)));
             rows += 1;
         }
     }
-    assert!(close * 100 < rows, "{close} of {rows} rows hung on the last bits");
+    assert!(
+        close * 100 < rows,
+        "{close} of {rows} rows hung on the last bits"
+    );
 }
 
 #[test]
@@ -140,7 +165,17 @@ fn kept_sets_equal_an_f64_sort_on_real_rows() {
                 (None, None, Some(0.05)),
             ] {
                 for order in [TopKTopP::Joint, TopKTopP::Renormalised] {
-                    same_set("real", &logits, Filter { temperature, k, p, min_p, order });
+                    same_set(
+                        "real",
+                        &logits,
+                        Filter {
+                            temperature,
+                            k,
+                            p,
+                            min_p,
+                            order,
+                        },
+                    );
                 }
             }
         }
@@ -150,11 +185,17 @@ fn kept_sets_equal_an_f64_sort_on_real_rows() {
 /// Draws `draws` tokens from one row: a batch of rows that share it, with seeds of their own.
 fn draw(logits: &[f32], params: &SamplingParams, draws: usize) -> Vec<u32> {
     const BATCH: usize = 500;
-    let logits = row(logits).broadcast_as((BATCH, logits.len())).expect("a view");
-    let rows: Vec<_> = (0..BATCH as u64).map(|s| params.clone().seed(s * 77 + 5)).collect();
+    let logits = row(logits)
+        .broadcast_as((BATCH, logits.len()))
+        .expect("a view");
+    let rows: Vec<_> = (0..BATCH as u64)
+        .map(|s| params.clone().seed(s * 77 + 5))
+        .collect();
     let mut sampler = Sampler::new(&rows).expect("valid");
     let calls = 0..draws.div_ceil(BATCH);
-    calls.flat_map(|_| sampler.sample_to_vec(&logits).expect("tokens")).collect()
+    calls
+        .flat_map(|_| sampler.sample_to_vec(&logits).expect("tokens"))
+        .collect()
 }
 
 /// Pearson's statistic over cells of at least 10 expected draws (rarer tokens share one), against its
@@ -162,7 +203,10 @@ fn draw(logits: &[f32], params: &SamplingParams, draws: usize) -> Vec<u32> {
 fn chi_square(what: &str, oracle: &Oracle, drawn: &[u32]) {
     let mut counts = vec![0f64; oracle.kept.len()];
     for &id in drawn {
-        assert!(oracle.kept[id as usize], "{what}: token {id} is not in the kept set");
+        assert!(
+            oracle.kept[id as usize],
+            "{what}: token {id} is not in the kept set"
+        );
         counts[id as usize] += 1.0;
     }
     let n = drawn.len() as f64;
@@ -181,32 +225,80 @@ fn chi_square(what: &str, oracle: &Oracle, drawn: &[u32]) {
     if rare.1 >= 10.0 {
         cell(rare.0, rare.1);
     } else {
-        assert!(rare.0 < 40.0, "{what}: {} draws where {} were expected", rare.0, rare.1);
+        assert!(
+            rare.0 < 40.0,
+            "{what}: {} draws where {} were expected",
+            rare.0,
+            rare.1
+        );
     }
     if cells > 1 {
         let df = f64::from(cells - 1);
         let limit = df * (1.0 - 2.0 / (9.0 * df) + 3.0902 * (2.0 / (9.0 * df)).sqrt()).powi(3);
-        assert!(statistic < limit, "{what}: chi² {statistic:.1} with {df} degrees, limit {limit:.1}");
+        assert!(
+            statistic < limit,
+            "{what}: chi² {statistic:.1} with {df} degrees, limit {limit:.1}"
+        );
     }
 }
 
 /// No `p` here is a whole number of equal tokens: f64 sums decide such ties by their rounding.
 fn modes() -> Vec<Filter> {
-    let base = Filter { temperature: 0.9, ..Filter::default() };
-    let joint = Filter { order: TopKTopP::Joint, ..base };
+    let base = Filter {
+        temperature: 0.9,
+        ..Filter::default()
+    };
+    let joint = Filter {
+        order: TopKTopP::Joint,
+        ..base
+    };
     vec![
         base,
         Filter { k: Some(1), ..base },
         Filter { k: Some(3), ..base },
-        Filter { k: Some(300), ..base },
-        Filter { p: Some(0.5), ..base },
-        Filter { p: Some(0.95), ..base },
-        Filter { min_p: Some(0.05), ..base },
-        Filter { k: Some(40), p: Some(0.81), ..base },
-        Filter { k: Some(40), p: Some(0.81), ..joint },
-        Filter { k: Some(701), p: Some(0.9), min_p: Some(0.001), ..base },
-        Filter { k: Some(701), p: Some(0.9), min_p: Some(0.001), ..joint },
-        Filter { temperature: 2.0, p: Some(0.9005), ..base },
+        Filter {
+            k: Some(300),
+            ..base
+        },
+        Filter {
+            p: Some(0.5),
+            ..base
+        },
+        Filter {
+            p: Some(0.95),
+            ..base
+        },
+        Filter {
+            min_p: Some(0.05),
+            ..base
+        },
+        Filter {
+            k: Some(40),
+            p: Some(0.81),
+            ..base
+        },
+        Filter {
+            k: Some(40),
+            p: Some(0.81),
+            ..joint
+        },
+        Filter {
+            k: Some(701),
+            p: Some(0.9),
+            min_p: Some(0.001),
+            ..base
+        },
+        Filter {
+            k: Some(701),
+            p: Some(0.9),
+            min_p: Some(0.001),
+            ..joint
+        },
+        Filter {
+            temperature: 2.0,
+            p: Some(0.9005),
+            ..base
+        },
     ]
 }
 
@@ -215,7 +307,11 @@ fn frequencies_pass_chi_square_in_every_mode() {
     for (kind, logits) in kinds(3000, 4) {
         for filter in modes() {
             let drawn = draw(&logits, &filter.params(), 60_000);
-            chi_square(&format!("{kind}, {filter:?}"), &Oracle::new(&logits, filter), &drawn);
+            chi_square(
+                &format!("{kind}, {filter:?}"),
+                &Oracle::new(&logits, filter),
+                &drawn,
+            );
         }
     }
 }
@@ -224,13 +320,33 @@ fn frequencies_pass_chi_square_in_every_mode() {
 fn frequencies_pass_chi_square_on_real_rows() {
     for (i, logits) in real().iter().enumerate() {
         for filter in [
-            Filter { temperature: 0.8, ..Filter::default() },
-            Filter { temperature: 0.8, p: Some(0.9), ..Filter::default() },
-            Filter { temperature: 1.5, p: Some(0.9), ..Filter::default() },
-            Filter { temperature: 0.8, k: Some(50), p: Some(0.9), ..Filter::default() },
+            Filter {
+                temperature: 0.8,
+                ..Filter::default()
+            },
+            Filter {
+                temperature: 0.8,
+                p: Some(0.9),
+                ..Filter::default()
+            },
+            Filter {
+                temperature: 1.5,
+                p: Some(0.9),
+                ..Filter::default()
+            },
+            Filter {
+                temperature: 0.8,
+                k: Some(50),
+                p: Some(0.9),
+                ..Filter::default()
+            },
         ] {
             let drawn = draw(logits, &filter.params(), 10_000);
-            chi_square(&format!("real row {i}, {filter:?}"), &Oracle::new(logits, filter), &drawn);
+            chi_square(
+                &format!("real row {i}, {filter:?}"),
+                &Oracle::new(logits, filter),
+                &drawn,
+            );
         }
     }
 }
@@ -248,9 +364,18 @@ fn a_long_tail_is_drawn_as_often_as_it_should_be() -> Result<()> {
     let share = TAIL as f64 * (-20.5f64).exp();
     let expected = draws as f64 * share / (1.0 + share);
     let deviation = expected.sqrt();
-    let (seen, low) = (tail.len() as f64, tail.iter().filter(|&&id| id < TAIL as u32 / 2).count() as f64);
-    assert!((seen - expected).abs() < 4.0 * deviation, "{seen} tail tokens, expected {expected:.1}");
-    assert!((low - seen / 2.0).abs() < 2.0 * deviation, "{low} of {seen} in the first half");
+    let (seen, low) = (
+        tail.len() as f64,
+        tail.iter().filter(|&&id| id < TAIL as u32 / 2).count() as f64,
+    );
+    assert!(
+        (seen - expected).abs() < 4.0 * deviation,
+        "{seen} tail tokens, expected {expected:.1}"
+    );
+    assert!(
+        (low - seen / 2.0).abs() < 2.0 * deviation,
+        "{low} of {seen} in the first half"
+    );
     Ok(())
 }
 
@@ -260,24 +385,43 @@ fn a_flat_row_is_uniform_to_its_end() {
     let drawn = draw(&vec![0.25; 262_144], &SamplingParams::new(), 20_000);
     for eighth in 0..8u32 {
         let count = drawn.iter().filter(|&&id| id >> 15 == eighth).count() as f64;
-        assert!((count - 2500.0).abs() < 5.0 * 46.8, "{count} in eighth {eighth}");
+        assert!(
+            (count - 2500.0).abs() < 5.0 * 46.8,
+            "{count} in eighth {eighth}"
+        );
     }
 }
 
 /// A common offset changes nothing but the last bits of the logits themselves.
 #[test]
 fn frequencies_do_not_depend_on_an_offset() -> Result<()> {
-    let logits: Vec<f32> = normal(&mut rng(9), 400, 2.0).iter().map(|z| (z * 16.0).round() / 16.0).collect();
-    let filter = Filter { temperature: 1.0, p: Some(0.95), ..Filter::default() };
+    let logits: Vec<f32> = normal(&mut rng(9), 400, 2.0)
+        .iter()
+        .map(|z| (z * 16.0).round() / 16.0)
+        .collect();
+    let filter = Filter {
+        temperature: 1.0,
+        p: Some(0.95),
+        ..Filter::default()
+    };
     let oracle = Oracle::new(&logits, filter);
     for offset in [700_000f32, -700_000.0, 950_000.0, -950_000.0] {
         let moved: Vec<f32> = logits.iter().map(|z| z + offset).collect();
-        chi_square(&format!("offset {offset}"), &oracle, &draw(&moved, &filter.params(), 40_000));
+        chi_square(
+            &format!("offset {offset}"),
+            &oracle,
+            &draw(&moved, &filter.params(), 40_000),
+        );
     }
     let t = Tensor::new(&[-3e38f32, -3e38, f32::MIN], &Device::Cpu)?;
     let mut sampler = Sampler::new(&[SamplingParams::new()])?;
-    let seen: std::collections::BTreeSet<u32> =
-        (0..100).map(|_| sampler.sample_to_vec(&t).map(|ids| ids[0])).collect::<Result<_>>()?;
-    assert_eq!(seen.into_iter().collect::<Vec<_>>(), [0, 1], "two equal maxima, far from zero");
+    let seen: std::collections::BTreeSet<u32> = (0..100)
+        .map(|_| sampler.sample_to_vec(&t).map(|ids| ids[0]))
+        .collect::<Result<_>>()?;
+    assert_eq!(
+        seen.into_iter().collect::<Vec<_>>(),
+        [0, 1],
+        "two equal maxima, far from zero"
+    );
     Ok(())
 }

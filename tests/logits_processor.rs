@@ -58,7 +58,13 @@ fn compare(what: &str, logits: &Tensor, sampling: Sampling, draws: usize) -> usi
 #[test]
 fn equals_candle_on_synthetic_rows() {
     let mut drawn = 0;
-    for (vocab, draws, stride) in [(1, 4, 1), (2, 10, 1), (111, 40, 1), (32_000, 3, 1), (151_936, 2, 7)] {
+    for (vocab, draws, stride) in [
+        (1, 4, 1),
+        (2, 10, 1),
+        (111, 40, 1),
+        (32_000, 3, 1),
+        (151_936, 2, 7),
+    ] {
         let mut turn = 0;
         for (kind, logits) in kinds(vocab, vocab as u64) {
             let logits = row(&logits);
@@ -82,11 +88,42 @@ fn equals_candle_on_real_rows() {
         for (sampling, draws) in [
             (Sampling::ArgMax, 2),
             (Sampling::All { temperature: 0.8 }, 60),
-            (Sampling::TopP { p: 0.9, temperature: 0.8 }, 60),
-            (Sampling::TopP { p: 0.95, temperature: 1.5 }, 30),
-            (Sampling::TopK { k: 50, temperature: 0.8 }, 60),
-            (Sampling::TopK { k: 5000, temperature: 1.5 }, 30),
-            (Sampling::TopKThenTopP { k: 50, p: 0.9, temperature: 0.8 }, 60),
+            (
+                Sampling::TopP {
+                    p: 0.9,
+                    temperature: 0.8,
+                },
+                60,
+            ),
+            (
+                Sampling::TopP {
+                    p: 0.95,
+                    temperature: 1.5,
+                },
+                30,
+            ),
+            (
+                Sampling::TopK {
+                    k: 50,
+                    temperature: 0.8,
+                },
+                60,
+            ),
+            (
+                Sampling::TopK {
+                    k: 5000,
+                    temperature: 1.5,
+                },
+                30,
+            ),
+            (
+                Sampling::TopKThenTopP {
+                    k: 50,
+                    p: 0.9,
+                    temperature: 0.8,
+                },
+                60,
+            ),
         ] {
             drawn += compare(&format!("real row {i}"), &full, sampling, draws);
         }
@@ -108,10 +145,20 @@ fn equals_candle_for_16_bit_logits_and_views() -> Result<()> {
     let columns = batch.t()?.contiguous()?;
     for sampling in samplings(1001) {
         for dtype in [DType::F16, DType::BF16, DType::F64] {
-            compare(&format!("{dtype:?}"), &wide.to_dtype(dtype)?, sampling.clone(), 3);
+            compare(
+                &format!("{dtype:?}"),
+                &wide.to_dtype(dtype)?,
+                sampling.clone(),
+                3,
+            );
         }
         compare("offset view", &batch.get(1)?, sampling.clone(), 3);
-        compare("narrowed view", &wide.narrow(0, 13, 501)?, sampling.clone(), 3);
+        compare(
+            "narrowed view",
+            &wide.narrow(0, 13, 501)?,
+            sampling.clone(),
+            3,
+        );
         compare("strided view", &columns.t()?.get(2)?, sampling.clone(), 3);
     }
     Ok(())
@@ -133,17 +180,47 @@ fn fails_where_candle_fails() -> Result<()> {
             compare(what, &row(&logits), sampling, 3);
         }
     }
-    let sampling = |t| Sampling::TopP { p: 0.5, temperature: t };
+    let sampling = |t| Sampling::TopP {
+        p: 0.5,
+        temperature: t,
+    };
     for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        compare("temperature", &row(&[1.0, 2.0, 3.0]), sampling(temperature), 3);
+        compare(
+            "temperature",
+            &row(&[1.0, 2.0, 3.0]),
+            sampling(temperature),
+            3,
+        );
     }
     for p in [-1.0, 2.0, f64::NAN] {
-        compare("p", &row(&[1.0, 2.0, 3.0]), Sampling::TopP { p, temperature: 1. }, 3);
+        compare(
+            "p",
+            &row(&[1.0, 2.0, 3.0]),
+            Sampling::TopP { p, temperature: 1. },
+            3,
+        );
         for k in [0, 2, 9] {
-            compare("k, p", &row(&[1.0, 2.0, 3.0]), Sampling::TopKThenTopP { k, p, temperature: 1. }, 3);
+            compare(
+                "k, p",
+                &row(&[1.0, 2.0, 3.0]),
+                Sampling::TopKThenTopP {
+                    k,
+                    p,
+                    temperature: 1.,
+                },
+                3,
+            );
         }
     }
-    compare("k", &row(&[1.0, 2.0]), Sampling::TopK { k: 0, temperature: 1. }, 1);
+    compare(
+        "k",
+        &row(&[1.0, 2.0]),
+        Sampling::TopK {
+            k: 0,
+            temperature: 1.,
+        },
+        1,
+    );
     let square = Tensor::zeros((2, 3), DType::F32, &Device::Cpu)?;
     compare("two rows", &square, sampling(1.0), 1);
     let mut any = LogitsProcessor::from_sampling(1, sampling(1.0));
@@ -181,12 +258,23 @@ fn the_probabilities_pass_through_the_callers_function() -> Result<()> {
 #[test]
 fn new_chooses_as_candles_does() -> Result<()> {
     let logits = row(&kinds(300, 8)[0].1);
-    for temperature in [None, Some(0.0), Some(1e-8), Some(1e-7), Some(0.7), Some(-3.0)] {
+    for temperature in [
+        None,
+        Some(0.0),
+        Some(1e-8),
+        Some(1e-7),
+        Some(0.7),
+        Some(-3.0),
+    ] {
         for top_p in [None, Some(0.0), Some(0.8), Some(1.0)] {
             let mut ours = LogitsProcessor::new(11, temperature, top_p);
             let mut theirs = candle::LogitsProcessor::new(11, temperature, top_p);
             for _ in 0..50 {
-                assert_eq!(ours.sample(&logits).ok(), theirs.sample(&logits).ok(), "{temperature:?} {top_p:?}");
+                assert_eq!(
+                    ours.sample(&logits).ok(),
+                    theirs.sample(&logits).ok(),
+                    "{temperature:?} {top_p:?}"
+                );
             }
         }
     }
@@ -199,7 +287,11 @@ fn a_batch_of_one_is_a_row() -> Result<()> {
     for sampling in samplings(300) {
         let mut a = LogitsProcessor::from_sampling(5, sampling.clone());
         let mut b = LogitsProcessor::from_sampling(5, sampling.clone());
-        assert_eq!(a.sample(&logits).ok(), b.sample(&logits.unsqueeze(0)?).ok(), "{sampling:?}");
+        assert_eq!(
+            a.sample(&logits).ok(),
+            b.sample(&logits.unsqueeze(0)?).ok(),
+            "{sampling:?}"
+        );
     }
     Ok(())
 }
@@ -218,7 +310,10 @@ fn gumbel_follows_the_softmax() -> Result<()> {
     for (i, count) in counts.iter().enumerate() {
         let p = e[i] / e.iter().sum::<f64>();
         let (mean, deviation) = (p * draws as f64, (p * (1.0 - p) * draws as f64).sqrt());
-        assert!((count - mean).abs() < 5.0 * deviation, "token {i}: {count}, expected {mean}");
+        assert!(
+            (count - mean).abs() < 5.0 * deviation,
+            "token {i}: {count}, expected {mean}"
+        );
     }
     Ok(())
 }

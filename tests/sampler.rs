@@ -42,7 +42,11 @@ fn equals_the_reference_for_every_dtype_and_layout() -> Result<()> {
             .collect::<Result<_>>()?;
         let sample = |logits: &Tensor| Sampler::new(&params)?.sample_to_vec(logits);
         assert_eq!(sample(&logits)?, want, "{dtype:?}");
-        assert_eq!(sample(&logits.t()?.contiguous()?.t()?)?, want, "column-major");
+        assert_eq!(
+            sample(&logits.t()?.contiguous()?.t()?)?,
+            want,
+            "column-major"
+        );
         let around = logits.pad_with_zeros(1, 3, 10)?.pad_with_zeros(0, 1, 2)?;
         let view = around.narrow(1, 3, 1003)?.narrow(0, 1, rows.len())?;
         assert_eq!(view.stride()[0], 1016);
@@ -66,7 +70,10 @@ fn tokens_do_not_depend_on_batch_place_or_threads() -> Result<()> {
         let logits = stack(&(0..13).map(|i| rows[place(i)].clone()).collect::<Vec<_>>());
         let moved: Vec<_> = (0..13).map(|i| params[place(i)].clone()).collect();
         for threads in [1, 3] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .expect("threads");
             let got = pool.install(|| Sampler::new(&moved)?.sample_to_vec(&logits))?;
             let expected: Vec<u32> = (0..13).map(|i| want[place(i)]).collect();
             assert_eq!(got, expected, "shift {shift}, {threads} threads");
@@ -80,9 +87,14 @@ fn positions_advance_and_can_be_set() -> Result<()> {
     let logits = row(&normal(&mut rng(1), 5000, 1.0));
     let params = SamplingParams::new().seed(9);
     let mut sampler = Sampler::new(std::slice::from_ref(&params))?;
-    let first: Vec<u32> = (0..20).map(|_| Ok(sampler.sample_to_vec(&logits)?[0])).collect::<Result<_>>()?;
+    let first: Vec<u32> = (0..20)
+        .map(|_| Ok(sampler.sample_to_vec(&logits)?[0]))
+        .collect::<Result<_>>()?;
     assert_eq!(sampler.position(0), 20);
-    assert!(first.iter().any(|id| *id != first[0]), "the numbers must change");
+    assert!(
+        first.iter().any(|id| *id != first[0]),
+        "the numbers must change"
+    );
     sampler.set_position(0, 7);
     assert_eq!(sampler.sample_to_vec(&logits)?[0], first[7]);
     assert_eq!(sampler.position(0), 8);
@@ -95,9 +107,15 @@ fn positions_advance_and_can_be_set() -> Result<()> {
 fn rows_can_be_replaced_one_at_a_time() -> Result<()> {
     let logits = normal(&mut rng(2), 3000, 1.0);
     let both = stack(&[logits.clone(), logits.clone()]);
-    let (a, b, c) = (SamplingParams::new().seed(1), SamplingParams::new().seed(2), SamplingParams::new().seed(3));
+    let (a, b, c) = (
+        SamplingParams::new().seed(1),
+        SamplingParams::new().seed(2),
+        SamplingParams::new().seed(3),
+    );
     let alone = |params: &SamplingParams, n: usize| -> Result<Vec<u32>> {
-        (0..n as u64).map(|position| reference::sample(&logits, params, position)).collect()
+        (0..n as u64)
+            .map(|position| reference::sample(&logits, params, position))
+            .collect()
     };
     let mut sampler = Sampler::new(&[a.clone(), b.clone()])?;
     let mut got = [vec![], vec![]];
@@ -110,9 +128,19 @@ fn rows_can_be_replaced_one_at_a_time() -> Result<()> {
     }
     assert_eq!(got[0], alone(&a, 10)?);
     assert_eq!(got[1], [alone(&b, 4)?, alone(&c, 6)?].concat());
-    let error = sampler.replace_row(1, &a.clone().top_p(7.0)).unwrap_err().to_string();
-    assert!(error.contains("row 1") && error.contains("top_p = 7"), "{error}");
-    assert_eq!(sampler.position(1), 6, "a refused replacement changes nothing");
+    let error = sampler
+        .replace_row(1, &a.clone().top_p(7.0))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("row 1") && error.contains("top_p = 7"),
+        "{error}"
+    );
+    assert_eq!(
+        sampler.position(1),
+        6,
+        "a refused replacement changes nothing"
+    );
     Ok(())
 }
 
@@ -131,12 +159,22 @@ fn bad_rows_are_marked_and_disturb_no_other() -> Result<()> {
         assert_eq!(*got, if bad { INVALID_TOKEN } else { *want }, "row {i}");
     }
     let error = sampler.sample_to_vec(&logits).unwrap_err();
-    assert!(error.to_string().contains("row 1 cannot be sampled: the logits contain NaN"), "{error}");
+    assert!(
+        error
+            .to_string()
+            .contains("row 1 cannot be sampled: the logits contain NaN"),
+        "{error}"
+    );
     assert_eq!(sampler.position(0), 2);
 
     let masked = stack(&[vec![f32::NEG_INFINITY; 9]]);
-    let error = Sampler::new(&params[..1])?.sample_to_vec(&masked).unwrap_err();
-    let cause = UnsampleableRow { row: 0, reason: RowError::AllMasked };
+    let error = Sampler::new(&params[..1])?
+        .sample_to_vec(&masked)
+        .unwrap_err();
+    let cause = UnsampleableRow {
+        row: 0,
+        reason: RowError::AllMasked,
+    };
     assert!(error.to_string().contains(&cause.to_string()), "{error}");
     Ok(())
 }
@@ -144,7 +182,11 @@ fn bad_rows_are_marked_and_disturb_no_other() -> Result<()> {
 #[test]
 fn infinity_wins_outright() -> Result<()> {
     let logits = row(&[1.0, f32::INFINITY, 5.0, f32::INFINITY]);
-    for params in [SamplingParams::new(), SamplingParams::new().top_k(3).top_p(0.9), SamplingParams::new().min_p(0.1)] {
+    for params in [
+        SamplingParams::new(),
+        SamplingParams::new().top_k(3).top_p(0.9),
+        SamplingParams::new().min_p(0.1),
+    ] {
         assert_eq!(Sampler::new(&[params])?.sample_to_vec(&logits)?, [1]);
     }
     Ok(())
@@ -160,14 +202,32 @@ fn mistakes_are_errors_that_say_what_was_expected() -> Result<()> {
     };
     let two = || Sampler::new(&[SamplingParams::new(), SamplingParams::new()]).expect("valid");
     let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, &Device::Cpu).expect("zeros");
-    says(two().sample(&zeros(&[3, 5], DType::F32)), &["2 rows", "logits 3"]);
-    says(two().sample(&zeros(&[5], DType::F32)), &["2 rows", "logits 1"]);
-    says(two().sample(&zeros(&[2, 1, 5], DType::F32)), &["[2, 1, 5]", "[batch, vocab]"]);
+    says(
+        two().sample(&zeros(&[3, 5], DType::F32)),
+        &["2 rows", "logits 3"],
+    );
+    says(
+        two().sample(&zeros(&[5], DType::F32)),
+        &["2 rows", "logits 1"],
+    );
+    says(
+        two().sample(&zeros(&[2, 1, 5], DType::F32)),
+        &["[2, 1, 5]", "[batch, vocab]"],
+    );
     says(two().sample(&zeros(&[], DType::F32)), &["[batch, vocab]"]);
-    says(two().sample(&zeros(&[2, 5], DType::F64)), &["F64", "F32, F16 or BF16"]);
+    says(
+        two().sample(&zeros(&[2, 5], DType::F64)),
+        &["F64", "F32, F16 or BF16"],
+    );
     says(two().sample(&zeros(&[2, 5], DType::U32)), &["U32"]);
-    says(two().sample(&zeros(&[2, 0], DType::F32)), &["0 tokens", "1 to 16777216"]);
-    says(ops::sample(&zeros(&[5], DType::F32), &[SamplingParams::new()], &[]), &["1 rows", "0 positions"]);
+    says(
+        two().sample(&zeros(&[2, 0], DType::F32)),
+        &["0 tokens", "1 to 16777216"],
+    );
+    says(
+        ops::sample(&zeros(&[5], DType::F32), &[SamplingParams::new()], &[]),
+        &["1 rows", "0 positions"],
+    );
     let error = Sampler::new(&[SamplingParams::new(), SamplingParams::new().top_k(0)]).unwrap_err();
     assert!(error.to_string().contains("row 1"), "{error}");
     let mut sampler = two();
@@ -189,9 +249,14 @@ fn an_empty_batch_draws_nothing() -> Result<()> {
 #[test]
 fn the_same_logits_in_any_float_type_draw_the_same_token() -> Result<()> {
     // Values that bf16 and f16 hold exactly.
-    let logits: Vec<f32> = normal(&mut rng(3), 9000, 2.0).iter().map(|z| (z * 8.0).round() / 8.0).collect();
+    let logits: Vec<f32> = normal(&mut rng(3), 9000, 2.0)
+        .iter()
+        .map(|z| (z * 8.0).round() / 8.0)
+        .collect();
     let params = SamplingParams::new().top_p(0.9).seed(5);
-    let tokens = |dtype| Sampler::new(std::slice::from_ref(&params))?.sample_to_vec(&row(&logits).to_dtype(dtype)?);
+    let tokens = |dtype| {
+        Sampler::new(std::slice::from_ref(&params))?.sample_to_vec(&row(&logits).to_dtype(dtype)?)
+    };
     assert_eq!(tokens(DType::F32)?, tokens(DType::F16)?);
     assert_eq!(tokens(DType::F32)?, tokens(DType::BF16)?);
     Ok(())
@@ -216,7 +281,9 @@ fn known_answers_on_real_rows() -> Result<()> {
         let both = row(&logits).broadcast_as((modes.len(), logits.len()))?;
         let mut sampler = Sampler::new(&modes)?;
         got.push(sampler.sample_to_vec(&both)?);
-        let slow = modes.iter().map(|params| reference::sample(&logits, params, 0));
+        let slow = modes
+            .iter()
+            .map(|params| reference::sample(&logits, params, 0));
         assert_eq!(got.last(), Some(&slow.collect::<Result<_>>()?));
     }
     assert_eq!(got, KNOWN);

@@ -36,7 +36,12 @@ pub(crate) fn sample_batch<'a, T: Logit + 'a>(
     let level = Level::detect();
     let sample_chunk = |first: usize, ids: &mut [u32], workspace: &mut Workspace| {
         for (i, id) in ids.iter_mut().enumerate() {
-            let drawn = sample(&row(first + i), crate::definition::MAX_ROUNDS, workspace, level);
+            let drawn = sample(
+                &row(first + i),
+                crate::definition::MAX_ROUNDS,
+                workspace,
+                level,
+            );
             *id = drawn.unwrap_or(crate::INVALID_TOKEN);
         }
     };
@@ -60,14 +65,26 @@ fn sample<T: Logit>(
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
-        fn avx512<T: Logit>(r: &Row<'_, T>, max_rounds: u32, ws: &mut Workspace) -> Result<u32, RowError> {
+        fn avx512<T: Logit>(
+            r: &Row<'_, T>,
+            max_rounds: u32,
+            ws: &mut Workspace,
+        ) -> Result<u32, RowError> {
             // SAFETY: the features are enabled for this very function.
-            unsafe { row::sample_row::<arch::Avx512, T>(r.logits, r.params, r.position, max_rounds, ws) }
+            unsafe {
+                row::sample_row::<arch::Avx512, T>(r.logits, r.params, r.position, max_rounds, ws)
+            }
         }
         #[target_feature(enable = "avx2,fma")]
-        fn avx2<T: Logit>(r: &Row<'_, T>, max_rounds: u32, ws: &mut Workspace) -> Result<u32, RowError> {
+        fn avx2<T: Logit>(
+            r: &Row<'_, T>,
+            max_rounds: u32,
+            ws: &mut Workspace,
+        ) -> Result<u32, RowError> {
             // SAFETY: the features are enabled for this very function.
-            unsafe { row::sample_row::<arch::Avx2, T>(r.logits, r.params, r.position, max_rounds, ws) }
+            unsafe {
+                row::sample_row::<arch::Avx2, T>(r.logits, r.params, r.position, max_rounds, ws)
+            }
         }
         match level {
             // SAFETY: `detect` found the features.
@@ -79,5 +96,7 @@ fn sample<T: Logit>(
     }
     let _ = level;
     // SAFETY: the portable vectors need nothing.
-    unsafe { row::sample_row::<Portable, T>(row.logits, row.params, row.position, max_rounds, workspace) }
+    unsafe {
+        row::sample_row::<Portable, T>(row.logits, row.params, row.position, max_rounds, workspace)
+    }
 }

@@ -57,7 +57,9 @@ pub(super) unsafe fn sample_row<V: Lanes, T: Logit>(
             return Ok(top.id());
         }
         let scale = params.scale().measured_from(top.logit());
-        let unit = scale.slice(top.logit()).expect("the largest logit has mass");
+        let unit = scale
+            .slice(top.logit())
+            .expect("the largest logit has mass");
         let mut search = Search::<V, T> {
             row,
             scale,
@@ -135,7 +137,10 @@ unsafe fn first_pass<V: Lanes, T: Logit>(
     }
     let first = j * SLICE;
     let z = T::widen(&row[first..row.len().min(first + SLICE)], &mut buffer);
-    let id = first + z.iter().position(|&x| x == logit).expect("the slice's largest logit");
+    let id = first
+        + z.iter()
+            .position(|&x| x == logit)
+            .expect("the slice's largest logit");
     Ok((Key::new(logit, id as u32), sum))
 }
 
@@ -161,7 +166,10 @@ impl<V: Lanes, T: Logit> Search<'_, V, T> {
     #[inline(always)]
     fn adopt_sums(&mut self) {
         for (sum, &most) in self.ws.above.iter_mut().zip(&self.ws.largest) {
-            *sum = self.scale.slice(most).map_or(0, |s| s.to_row_units(*sum, self.unit));
+            *sum = self
+                .scale
+                .slice(most)
+                .map_or(0, |s| s.to_row_units(*sum, self.unit));
         }
         self.ws.above_key = Some(Key::LOWEST);
     }
@@ -176,7 +184,11 @@ impl<V: Lanes, T: Logit> Search<'_, V, T> {
         }
         let (id, next) = (key.id() as usize, first + SLICE);
         // Of the tokens that tie with the key, those with lower ids are above it.
-        let threshold = if id <= first { logit } else { key.previous_logit() };
+        let threshold = if id <= first {
+            logit
+        } else {
+            key.previous_logit()
+        };
         if most <= threshold {
             return None;
         }
@@ -244,7 +256,9 @@ impl<V: Lanes, T: Logit> Search<'_, V, T> {
         // Slices stand in the order of their ids, so their indices break ties as the ids would.
         let maxima = self.ws.largest.iter().enumerate();
         self.ws.keys.clear();
-        self.ws.keys.extend(maxima.map(|(j, &most)| Key::new(most, j as u32)));
+        self.ws
+            .keys
+            .extend(maxima.map(|(j, &most)| Key::new(most, j as u32)));
         let (_, kth, _) = self.ws.keys.select_nth_unstable_by(k - 1, |a, b| b.cmp(a));
         let (most, first) = (kth.logit(), kth.id() as usize * SLICE);
         if most == f32::NEG_INFINITY {
@@ -252,7 +266,10 @@ impl<V: Lanes, T: Logit> Search<'_, V, T> {
         }
         let tokens = &self.row[first..self.row.len().min(first + SLICE)];
         let z = T::widen(tokens, &mut self.buffer);
-        let id = first + z.iter().position(|&x| x == most).expect("the slice's largest logit");
+        let id = first
+            + z.iter()
+                .position(|&x| x == most)
+                .expect("the slice's largest logit");
         Key::new(most, id as u32).below()
     }
 
@@ -356,7 +373,10 @@ impl<V: Lanes, T: Logit> Search<'_, V, T> {
                 here
             });
             let j = drawn.expect("the random number is below the total mass");
-            let slice = self.scale.slice(self.ws.largest[j]).expect("the slice has mass");
+            let slice = self
+                .scale
+                .slice(self.ws.largest[j])
+                .expect("the slice has mass");
             let target = slice.first_above(r, self.unit);
             let (z, threshold) = self.cut(j, low).expect("the slice has tokens above low");
             let i = find::<V>(z, slice, threshold, target);

@@ -141,7 +141,9 @@ pub(super) unsafe fn count_above<V: Lanes>(z: &Tokens, threshold: f32) -> u32 {
     unsafe {
         let threshold = V::splat(threshold);
         let vectors = z.chunks_exact(V::COUNT);
-        vectors.map(|v| V::load(v).above(threshold).count_ones()).sum()
+        vectors
+            .map(|v| V::load(v).above(threshold).count_ones())
+            .sum()
     }
 }
 

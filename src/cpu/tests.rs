@@ -28,12 +28,21 @@ fn row(len: usize, kind: u8, seed: u64) -> Vec<f32> {
         1 => row.iter().map(|z| z * 5.0).collect(),
         2 => row.iter().map(|z| (z * 4.0).round() / 4.0).collect(),
         3 => vec![row[0]; len],
-        4 => row.iter().map(|z| if *z < 0.5 { f32::NEG_INFINITY } else { z * 3.0 }).collect(),
+        4 => row
+            .iter()
+            .map(|z| if *z < 0.5 { f32::NEG_INFINITY } else { z * 3.0 })
+            .collect(),
         5 => row.iter().map(|z| z * 3.0 + 2e6).collect(),
-        6 => row.iter().map(|z| if *z < 1.0 { -1e30 } else { z * 8.0 - 3.0 }).collect(),
+        6 => row
+            .iter()
+            .map(|z| if *z < 1.0 { -1e30 } else { z * 8.0 - 3.0 })
+            .collect(),
         // One token far above a flat tail, and a zero of either sign.
         _ => {
-            let mut row: Vec<f32> = row.iter().map(|z| if *z < 0.0 { -0.0 } else { 0.0 }).collect();
+            let mut row: Vec<f32> = row
+                .iter()
+                .map(|z| if *z < 0.0 { -0.0 } else { 0.0 })
+                .collect();
             row[len / 2] = 18.0;
             row
         }
@@ -41,18 +50,24 @@ fn row(len: usize, kind: u8, seed: u64) -> Vec<f32> {
 }
 
 fn params() -> impl Strategy<Value = SamplingParams> {
-    let temperature = prop_oneof![
-        Just(0.0),
-        Just(1.0),
-        Just(1e-5),
-        Just(1e6),
-        0.05f64..3.0
-    ];
+    let temperature = prop_oneof![Just(0.0), Just(1.0), Just(1e-5), Just(1e6), 0.05f64..3.0];
     let top_k = prop::option::of(prop_oneof![1usize..10, 1usize..600, Just(5000)]);
-    let top_p = prop::option::of(prop_oneof![0.001f64..1.0, Just(1.0), Just(1e-12), Just(0.999999)]);
+    let top_p = prop::option::of(prop_oneof![
+        0.001f64..1.0,
+        Just(1.0),
+        Just(1e-12),
+        Just(0.999999)
+    ]);
     let min_p = prop::option::weighted(0.3, prop_oneof![0.0f64..1.0, Just(1e-5), Just(1.0)]);
-    (temperature, top_k, top_p, min_p, any::<bool>(), any::<u64>()).prop_map(
-        |(t, k, p, min_p, joint, seed)| {
+    (
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        any::<bool>(),
+        any::<u64>(),
+    )
+        .prop_map(|(t, k, p, min_p, joint, seed)| {
             let mut params = SamplingParams::new().temperature(t).seed(seed);
             if let Some(k) = k {
                 params = params.top_k(k);
@@ -63,19 +78,35 @@ fn params() -> impl Strategy<Value = SamplingParams> {
             if let Some(p) = min_p {
                 params = params.min_p(p);
             }
-            params.order(if joint { TopKTopP::Joint } else { TopKTopP::Renormalised })
-        },
-    )
+            params.order(if joint {
+                TopKTopP::Joint
+            } else {
+                TopKTopP::Renormalised
+            })
+        })
 }
 
-fn check<T: Logit>(logits: &[T], wide: &[f32], params: &SamplingParams, rounds: u32, ws: &mut Workspace) {
+fn check<T: Logit>(
+    logits: &[T],
+    wide: &[f32],
+    params: &SamplingParams,
+    rounds: u32,
+    ws: &mut Workspace,
+) {
     let resolved = params.resolve().unwrap();
     for position in [0, 1, u64::MAX] {
         let want = reference::sample_row(wide, &resolved, position, rounds);
-        let row = Row { logits, params: &resolved, position };
+        let row = Row {
+            logits,
+            params: &resolved,
+            position,
+        };
         for level in Level::available() {
             let got = sample(&row, rounds, ws, level);
-            assert_eq!(got, want, "{level:?}, {rounds} rounds, position {position}, {params:?}");
+            assert_eq!(
+                got, want,
+                "{level:?}, {rounds} rounds, position {position}, {params:?}"
+            );
         }
     }
 }
@@ -104,12 +135,22 @@ fn equals_the_reference_on_large_rows() {
         let row = row(40_000, kind, 7 + u64::from(kind));
         for k in [1, 20, 5000, 30_000] {
             for order in [TopKTopP::Joint, TopKTopP::Renormalised] {
-                let params = SamplingParams::new().temperature(1.5).top_k(k).top_p(0.97).order(order);
+                let params = SamplingParams::new()
+                    .temperature(1.5)
+                    .top_k(k)
+                    .top_p(0.97)
+                    .order(order);
                 check(&row, &row, &params, 2, &mut ws);
             }
             check(&row, &row, &SamplingParams::new().top_k(k), 4, &mut ws);
         }
-        check(&row, &row, &SamplingParams::new().temperature(1.5).top_p(0.5), 0, &mut ws);
+        check(
+            &row,
+            &row,
+            &SamplingParams::new().temperature(1.5).top_p(0.5),
+            0,
+            &mut ws,
+        );
         check(&row, &row, &SamplingParams::new().min_p(0.01), 4, &mut ws);
     }
 }

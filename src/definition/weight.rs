@@ -182,7 +182,13 @@ mod tests {
     /// Every float in [−1/2, 1/2] of one part in 61, and the ends.
     #[test]
     fn exp2_is_within_its_bound() {
-        let unit = Scale { base: 0.0, scale: 1.0, inverse: 1.0 }.slice(0.0).unwrap();
+        let unit = Scale {
+            base: 0.0,
+            scale: 1.0,
+            inverse: 1.0,
+        }
+        .slice(0.0)
+        .unwrap();
         let mut worst = 0f64;
         let half = 0.5f32.to_bits();
         for bits in (0..=half).step_by(61).chain([half]) {
@@ -205,9 +211,18 @@ mod tests {
             for gap in [0.5f32, 1.0, 8.0] {
                 let got = f64::from(s.weight(offset - gap)) / top;
                 let want = f64::from(-gap).exp();
-                assert!((got / want - 1.0).abs() < 1e-4 , "offset {offset} gap {gap}: {got} {want}");
+                assert!(
+                    (got / want - 1.0).abs() < 1e-4,
+                    "offset {offset} gap {gap}: {got} {want}"
+                );
             }
-            for gone in [offset - 21.0, offset - 1e6, -1e30, f32::MIN, f32::NEG_INFINITY] {
+            for gone in [
+                offset - 21.0,
+                offset - 1e6,
+                -1e30,
+                f32::MIN,
+                f32::NEG_INFINITY,
+            ] {
                 assert_eq!(s.weight(gone), 0, "offset {offset}, logit {gone}");
             }
         }

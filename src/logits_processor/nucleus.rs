@@ -14,7 +14,11 @@ pub(super) fn nucleus(probabilities: &[f32], p: f32) -> Option<Vec<u32>> {
     let mut bound = top;
     let mut candidates: Vec<u64> = Vec::new();
     while bound > 0.0 {
-        bound = if bound > top * 1e-9 { bound / 16.0 } else { 0.0 };
+        bound = if bound > top * 1e-9 {
+            bound / 16.0
+        } else {
+            0.0
+        };
         if bound > 0.0 && sum_from(probabilities, bound) < p * 1.001 {
             continue;
         }

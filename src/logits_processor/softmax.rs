@@ -22,7 +22,11 @@ pub(super) fn softmax(logits: &Tensor, temperature: f64, xs: &mut Vec<f32>) -> R
     };
     // Candle divides by a scalar with `affine(1 / temperature, 0)`.
     let factor = (1.0 / temperature) as f32;
-    xs.extend(data[layout.start_offset()..][..vocab].iter().map(|x| x * factor + 0.0));
+    xs.extend(
+        data[layout.start_offset()..][..vocab]
+            .iter()
+            .map(|x| x * factor + 0.0),
+    );
     let max = max(xs);
     for x in xs.iter_mut() {
         *x = (*x - max).exp();
@@ -40,7 +44,11 @@ pub(super) fn softmax(logits: &Tensor, temperature: f64, xs: &mut Vec<f32>) -> R
 fn max(xs: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let chunks = xs.chunks_exact(16);
-    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, larger);
+    let rest = chunks
+        .remainder()
+        .iter()
+        .copied()
+        .fold(f32::NEG_INFINITY, larger);
     let mut lanes = [f32::NEG_INFINITY; 16];
     for chunk in chunks {
         for (lane, &x) in lanes.iter_mut().zip(chunk) {
@@ -74,13 +82,18 @@ mod tests {
             let row = Tensor::new(row, &Device::Cpu)?;
             for temperature in [1.0, 0.7, 1.5, 1e-3, 0.0, -1.0, nan.into()] {
                 let want = candle_nn::ops::softmax_last_dim(&(&row / temperature)?)?.to_vec1()?;
-                let (got, want) = ({
-                    let mut xs = vec![0.5; 7];
-                    softmax(&row, temperature, &mut xs)?;
-                    bits(xs)
-                }, bits(want));
+                let (got, want) = (
+                    {
+                        let mut xs = vec![0.5; 7];
+                        softmax(&row, temperature, &mut xs)?;
+                        bits(xs)
+                    },
+                    bits(want),
+                );
                 // Which NaN it is, no one can tell from a token.
-                let same = |(a, b): (&u32, &u32)| a == b || (f32::from_bits(*a).is_nan() && f32::from_bits(*b).is_nan());
+                let same = |(a, b): (&u32, &u32)| {
+                    a == b || (f32::from_bits(*a).is_nan() && f32::from_bits(*b).is_nan())
+                };
                 assert!(got.iter().zip(&want).all(same), "T {temperature}, {row}");
                 assert_eq!(got.len(), want.len());
             }

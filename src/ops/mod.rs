@@ -18,7 +18,10 @@ use candle_core::{Layout, Result, Shape, bail};
 /// The elements of a contiguous input, and the length of its last dimension.
 fn contiguous_rows<'a, T>(op: &str, data: &'a [T], layout: &Layout) -> Result<(&'a [T], usize)> {
     let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("{op}: the input must be contiguous, its strides are {:?}", layout.stride())
+        bail!(
+            "{op}: the input must be contiguous, its strides are {:?}",
+            layout.stride()
+        )
     };
     let Some(&last) = layout.dims().last() else {
         bail!("{op}: a scalar has no last dimension")

@@ -47,7 +47,10 @@ impl CustomOp1 for PrefixSum {
                 let (data, last) = contiguous_rows(self.name(), data, layout)?;
                 CpuStorage::U32(map_rows(data, last, row_u32))
             }
-            other => bail!("prefix-sum: dtype {:?} is not one of F32, U32", other.dtype()),
+            other => bail!(
+                "prefix-sum: dtype {:?} is not one of F32, U32",
+                other.dtype()
+            ),
         };
         Ok((out, same_shape(layout)))
     }
@@ -125,9 +128,15 @@ mod tests {
         let sums = prefix_sum(&x.narrow(1, 1, 2)?)?.to_vec3::<f32>()?;
         assert_eq!(sums[0], [[4., 9., 15., 22.], [8., 17., 27., 38.]]);
         assert_eq!(prefix_sum(&x.t()?)?.to_vec3::<f32>()?[0][0], [0., 4., 12.]);
-        assert_eq!(prefix_sum(&Tensor::zeros((3, 0), DType::F32, &Device::Cpu)?)?.dims(), [3, 0]);
+        assert_eq!(
+            prefix_sum(&Tensor::zeros((3, 0), DType::F32, &Device::Cpu)?)?.dims(),
+            [3, 0]
+        );
         let wrong = prefix_sum(&Tensor::zeros(3, DType::F64, &Device::Cpu)?).unwrap_err();
-        assert!(wrong.to_string().contains("F64 is not one of F32, U32"), "{wrong}");
+        assert!(
+            wrong.to_string().contains("F64 is not one of F32, U32"),
+            "{wrong}"
+        );
         assert!(prefix_sum(&Tensor::new(1f32, &Device::Cpu)?).is_err());
         Ok(())
     }

@@ -10,7 +10,11 @@ use std::cell::RefCell;
 /// [`crate::Sampler::sample`] applies, without its state. Shapes, dtypes and errors are the same.
 pub fn sample(logits: &Tensor, rows: &[SamplingParams], positions: &[u64]) -> Result<Tensor> {
     if rows.len() != positions.len() {
-        bail!("sample: {} rows of parameters, but {} positions", rows.len(), positions.len())
+        bail!(
+            "sample: {} rows of parameters, but {} positions",
+            rows.len(),
+            positions.len()
+        )
     }
     let mut sampler = crate::Sampler::new(rows)?;
     for (row, &position) in positions.iter().enumerate() {
@@ -39,7 +43,11 @@ impl<'a> Sample<'a> {
         workspaces: &'a mut Vec<Workspace>,
     ) -> Self {
         let workspaces = RefCell::new(workspaces);
-        Self { params, positions, workspaces }
+        Self {
+            params,
+            positions,
+            workspaces,
+        }
     }
 
     /// (batch, vocab, elements from one row to the next)
@@ -47,10 +55,15 @@ impl<'a> Sample<'a> {
         let (batch, vocab, stride) = match (layout.dims(), layout.stride()) {
             (&[vocab], _) => (1, vocab, vocab),
             (&[batch, vocab], &[stride, _]) => (batch, vocab, stride),
-            (dims, _) => bail!("sample: logits have shape {dims:?}, expected [batch, vocab] or [vocab]"),
+            (dims, _) => {
+                bail!("sample: logits have shape {dims:?}, expected [batch, vocab] or [vocab]")
+            }
         };
         if batch != self.params.len() {
-            bail!("sample: the sampler has {} rows, the logits {batch}", self.params.len())
+            bail!(
+                "sample: the sampler has {} rows, the logits {batch}",
+                self.params.len()
+            )
         }
         if !(1..=MAX_VOCAB).contains(&vocab) {
             bail!("sample: the vocabulary has {vocab} tokens, expected 1 to {MAX_VOCAB}")
@@ -87,7 +100,10 @@ impl CustomOp1 for Sample<'_> {
             CpuStorage::F32(data) => self.cpu_rows(data, layout)?,
             CpuStorage::F16(data) => self.cpu_rows(data, layout)?,
             CpuStorage::BF16(data) => self.cpu_rows(data, layout)?,
-            other => bail!("sample: logits have dtype {:?}, expected F32, F16 or BF16", other.dtype()),
+            other => bail!(
+                "sample: logits have dtype {:?}, expected F32, F16 or BF16",
+                other.dtype()
+            ),
         };
         let shape = Shape::from(ids.len());
         Ok((CpuStorage::U32(ids), shape))

@@ -47,27 +47,33 @@ impl CustomOp1 for Softmax {
             narrow: impl Fn(f32) -> T + Sync,
         ) -> Result<Vec<T>> {
             let (data, last) = contiguous_rows("softmax", data, layout)?;
-            Ok(map_rows(data, last, |from, to| row(from, to, &widen, &narrow)))
+            Ok(map_rows(data, last, |from, to| {
+                row(from, to, &widen, &narrow)
+            }))
         }
         let out = match storage {
             CpuStorage::F32(data) => CpuStorage::F32(rows(data, layout, |x| x, |x| x)?),
-            CpuStorage::F16(data) => CpuStorage::F16(rows(data, layout, f16::to_f32, f16::from_f32)?),
+            CpuStorage::F16(data) => {
+                CpuStorage::F16(rows(data, layout, f16::to_f32, f16::from_f32)?)
+            }
             CpuStorage::BF16(data) => {
                 CpuStorage::BF16(rows(data, layout, bf16::to_f32, bf16::from_f32)?)
             }
-            other => bail!("softmax: dtype {:?} is not one of F32, F16, BF16", other.dtype()),
+            other => bail!(
+                "softmax: dtype {:?} is not one of F32, F16, BF16",
+                other.dtype()
+            ),
         };
         Ok((out, same_shape(layout)))
     }
 }
 
-fn row<T: Copy>(
-    from: &[T],
-    to: &mut [T],
-    widen: impl Fn(T) -> f32,
-    narrow: impl Fn(f32) -> T,
-) {
-    let largest = |xs: &[T]| xs.iter().map(|&x| widen(x)).fold(f32::NEG_INFINITY, f32::max);
+fn row<T: Copy>(from: &[T], to: &mut [T], widen: impl Fn(T) -> f32, narrow: impl Fn(f32) -> T) {
+    let largest = |xs: &[T]| {
+        xs.iter()
+            .map(|&x| widen(x))
+            .fold(f32::NEG_INFINITY, f32::max)
+    };
     let max = largest(from);
     if !max.is_finite() || from.iter().any(|&x| widen(x).is_nan()) {
         to.fill(narrow(f32::NAN));
@@ -89,10 +95,16 @@ fn row<T: Copy>(
         })
         .sum();
     let reciprocal = reciprocal(mass);
-    let deep = scale.slice_down_to(max, DEPTH).expect("the largest logit has mass");
+    let deep = scale
+        .slice_down_to(max, DEPTH)
+        .expect("the largest logit has mass");
     for (to, &x) in to.iter_mut().zip(from) {
         let x = widen(x);
-        let p = if deep.clamps(x) { 0.0 } else { deep.unrounded(x) * reciprocal };
+        let p = if deep.clamps(x) {
+            0.0
+        } else {
+            deep.unrounded(x) * reciprocal
+        };
         *to = narrow(p);
     }
 }
@@ -105,7 +117,10 @@ mod tests {
 
     fn exact(xs: &[f32]) -> Vec<f64> {
         let max = xs.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let e: Vec<f64> = xs.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()).collect();
+        let e: Vec<f64> = xs
+            .iter()
+            .map(|&x| (f64::from(x) - f64::from(max)).exp())
+            .collect();
         let sum: f64 = e.iter().sum();
         e.iter().map(|x| x / sum).collect()
     }
@@ -120,7 +135,10 @@ mod tests {
         let top = want.iter().copied().fold(0., f64::max);
         for (i, (g, w)) in got.iter().zip(&want).enumerate() {
             let error = (f64::from(*g) - w).abs();
-            assert!(error <= w * 2f64.powi(-18) + top * 2f64.powi(-124), "{i}: {g} is not {w}");
+            assert!(
+                error <= w * 2f64.powi(-18) + top * 2f64.powi(-124),
+                "{i}: {g} is not {w}"
+            );
         }
     }
 
@@ -153,7 +171,10 @@ mod tests {
         let whole = softmax(&x)?;
         assert_eq!(whole.dims(), [3, 5, 600]);
         let view = x.narrow(1, 2, 2)?;
-        assert_eq!(softmax(&view)?.to_vec3::<f32>()?, whole.narrow(1, 2, 2)?.to_vec3::<f32>()?);
+        assert_eq!(
+            softmax(&view)?.to_vec3::<f32>()?,
+            whole.narrow(1, 2, 2)?.to_vec3::<f32>()?
+        );
         let transposed = x.transpose(1, 2)?;
         assert_eq!(softmax(&transposed)?.dims(), [3, 600, 5]);
         for dtype in [DType::F16, DType::BF16] {
@@ -164,9 +185,17 @@ mod tests {
                 want.to_dtype(DType::F32)?.to_vec3::<f32>()?
             );
         }
-        assert_eq!(softmax(&Tensor::zeros((2, 0), DType::F32, &Device::Cpu)?)?.dims(), [2, 0]);
+        assert_eq!(
+            softmax(&Tensor::zeros((2, 0), DType::F32, &Device::Cpu)?)?.dims(),
+            [2, 0]
+        );
         let wrong = softmax(&Tensor::zeros(3, DType::F64, &Device::Cpu)?).unwrap_err();
-        assert!(wrong.to_string().contains("F64 is not one of F32, F16, BF16"), "{wrong}");
+        assert!(
+            wrong
+                .to_string()
+                .contains("F64 is not one of F32, F16, BF16"),
+            "{wrong}"
+        );
         assert!(softmax(&Tensor::new(1f32, &Device::Cpu)?).is_err());
         Ok(())
     }

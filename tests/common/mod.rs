@@ -18,9 +18,15 @@ pub fn normal(rng: &mut StdRng, vocab: usize, spread: f32) -> Vec<f32> {
 
 /// Next-token logits of Qwen2.5-Coder-0.5B-Instruct (see `tests/data/README.md`).
 pub fn real() -> Vec<Vec<f32>> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/real_rows.safetensors");
-    let tensors = candle_core::safetensors::load(path, &Device::Cpu).expect("the rows are committed");
-    let rows = tensors["logits"].to_dtype(DType::F32).expect("a float type");
+    let path = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/data/real_rows.safetensors"
+    );
+    let tensors =
+        candle_core::safetensors::load(path, &Device::Cpu).expect("the rows are committed");
+    let rows = tensors["logits"]
+        .to_dtype(DType::F32)
+        .expect("a float type");
     rows.to_vec2().expect("two dimensions")
 }
 
@@ -29,7 +35,10 @@ pub fn kinds(vocab: usize, seed: u64) -> Vec<(&'static str, Vec<f32>)> {
     let mut rng = rng(seed);
     let mut one_hot = vec![-30.0; vocab];
     one_hot[rng.random_range(0..vocab)] = 30.0;
-    let ties = normal(&mut rng, vocab, 4.0).iter().map(|z| z.round()).collect();
+    let ties = normal(&mut rng, vocab, 4.0)
+        .iter()
+        .map(|z| z.round())
+        .collect();
     let mut masked = normal(&mut rng, vocab, 3.0);
     for z in masked.iter_mut().skip(1) {
         if rng.random_bool(0.9) {

@@ -35,7 +35,10 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
         unsafe {
-            let halves = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let halves = _mm_max_ps(
+                _mm256_castps256_ps128(self.0),
+                _mm256_extractf128_ps::<1>(self.0),
+            );
             let pairs = _mm_max_ps(halves, _mm_movehl_ps(halves, halves));
             _mm_cvtss_f32(_mm_max_ss(pairs, _mm_shuffle_ps::<1>(pairs, pairs)))
         }

@@ -36,7 +36,9 @@ unsafe impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
-        Self(std::array::from_fn(|i| self.0[i].mul_add(factor.0[i], addend.0[i])))
+        Self(std::array::from_fn(|i| {
+            self.0[i].mul_add(factor.0[i], addend.0[i])
+        }))
     }
     #[inline(always)]
     unsafe fn largest(self) -> f32 {
@@ -68,7 +70,13 @@ unsafe impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn or_nan(self, seen: Self::Int) -> Self::Int {
-        std::array::from_fn(|i| if self.0[i].is_nan() { u32::MAX } else { seen[i] })
+        std::array::from_fn(|i| {
+            if self.0[i].is_nan() {
+                u32::MAX
+            } else {
+                seen[i]
+            }
+        })
     }
     #[inline(always)]
     unsafe fn select_above(self, other: Self, value: Self::Int) -> Self::Int {
