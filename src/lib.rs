@@ -46,3 +46,8 @@ pub use sampler::Sampler;
 
 /// What [`Sampler::sample`] returns for a row from which no token can be drawn (NaN, or all −inf).
 pub const INVALID_TOKEN: u32 = u32::MAX;
+
+/// Compiles the README's examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
