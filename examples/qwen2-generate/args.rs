@@ -47,19 +47,19 @@ pub struct Args {
 
     /// What to continue, or to answer.
     #[arg(long)]
-    pub prompt: Option<String>,
+    prompt: Option<String>,
 
-    /// How many tokens to generate at most.
-    #[arg(long, short = 'n', default_value_t = 1000)]
-    pub sample_len: usize,
+    /// How many tokens to generate at most [default: 1000; 150 for the tiny model].
+    #[arg(long, short = 'n')]
+    sample_len: Option<usize>,
 
     /// Divides the logits; 0 always takes the most probable token.
     #[arg(long, default_value_t = 0.8)]
     pub temperature: f64,
 
-    /// Keep the smallest set of most probable tokens with this mass.
+    /// Keep the smallest set of most probable tokens with this mass [default for the tiny model: 0.9].
     #[arg(long)]
-    pub top_p: Option<f64>,
+    top_p: Option<f64>,
 
     /// Keep this many most probable tokens.
     #[arg(long)]
@@ -123,6 +123,30 @@ impl Args {
         }
     }
 
+    /// Whether no model is named, and the repository's tiny one is used.
+    pub fn tiny(&self) -> bool {
+        self.model.is_none() && self.model_id.is_none() && self.which.is_none()
+    }
+
+    pub fn prompt(&self) -> &str {
+        let default = if self.tiny() {
+            "As soon as breakfast was over,"
+        } else {
+            "Write a function to count prime numbers up to N. "
+        };
+        self.prompt.as_deref().unwrap_or(default)
+    }
+
+    pub fn sample_len(&self) -> usize {
+        self.sample_len
+            .unwrap_or(if self.tiny() { 150 } else { 1000 })
+    }
+
+    pub fn top_p(&self) -> Option<f64> {
+        let unfiltered = self.top_k.is_none() && self.min_p.is_none();
+        self.top_p.or((self.tiny() && unfiltered).then_some(0.9))
+    }
+
     /// The sampling flags, as candle-sampler's parameters: with Candle's meaning of top-k and top-p.
     pub fn sampling(&self) -> Result<SamplingParams> {
         if self.sampler == SamplerKind::Candle && self.min_p.is_some() {
@@ -141,7 +165,7 @@ impl Args {
         if let Some(k) = self.top_k {
             params = params.top_k(k);
         }
-        if let Some(p) = self.top_p {
+        if let Some(p) = self.top_p() {
             params = params.top_p(p);
         }
         if let Some(p) = self.min_p {

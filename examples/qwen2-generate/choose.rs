@@ -25,7 +25,7 @@ impl Chooser {
             ($enum:ty) => {{
                 type S = $enum;
                 let temperature = args.temperature;
-                match (args.top_k, args.top_p) {
+                match (args.top_k, args.top_p()) {
                     _ if temperature < 1e-7 => S::ArgMax,
                     (None, None) => S::All { temperature },
                     (Some(k), None) => S::TopK { k, temperature },

@@ -42,7 +42,7 @@ pub fn generate(
             tokens.len()
         )
     }
-    let limit = args.sample_len.min(context - tokens.len());
+    let limit = args.sample_len().min(context - tokens.len());
     let mut summary = Summary {
         prompt_tokens: tokens.len(),
         ..Summary::default()
@@ -94,7 +94,7 @@ pub fn generate(
         }
     }
     show("\n")?;
-    summary.full = summary.sampling.len() == limit && limit < args.sample_len;
+    summary.full = summary.sampling.len() == limit && limit < args.sample_len();
     Ok(summary)
 }
 

@@ -66,8 +66,7 @@ impl Model {
 
     /// The prompt as the model wants it.
     pub fn prompt(&self, args: &Args) -> String {
-        const DEFAULT: &str = "Write a function to count prime numbers up to N. ";
-        let prompt = args.prompt.as_deref().unwrap_or(DEFAULT);
+        let prompt = args.prompt();
         let think = match (self.chat, args.thinking) {
             (Chat::Qwen3, true) => " /think",
             (Chat::Qwen3, false) => " /no_think",

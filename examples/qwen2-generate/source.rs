@@ -81,7 +81,7 @@ impl Source {
             return Ok(Self::Gguf(Files::on_hub(id, &args.revision)?.get(file)?));
         }
         let Some(model) = &args.model else {
-            bail!("name a model: --model FILE.gguf, --model DIRECTORY or --model-id NAME")
+            return Self::tiny();
         };
         if let Some((_, id)) = SIZES.iter().find(|(name, _)| name == model) {
             return on_hub(id);
@@ -95,6 +95,23 @@ impl Source {
             bail!("no such file: {model}")
         }
         Ok(Self::Gguf(path))
+    }
+
+    /// The model in this repository.
+    fn tiny() -> Result<Self> {
+        let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-austen"));
+        if !path.is_dir() {
+            bail!(
+                "the tiny model is in the repository, not in the published package: \
+                 name one with --model FILE.gguf, --model DIRECTORY or --model-id NAME"
+            )
+        }
+        eprintln!(
+            "tiny-austen, the repository's own model of 3.4 million weights \
+             (a real one: --model FILE.gguf, --model DIRECTORY or --model-id NAME)"
+        );
+        let (name, files) = ("tiny-austen".to_owned(), Files::Directory(path));
+        Ok(Self::Safetensors { name, files })
     }
 }
 
