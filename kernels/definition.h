@@ -1,0 +1,141 @@
+// What decides a token: the order of tokens, a logit's integer mass, random numbers.
+//
+// The same functions as src/definition/ in Rust, operation for operation; docs/definition.md tells them in prose.
+#pragma once
+#include "portable.h"
+
+// Tokens per slice of a row. Part of the definition.
+#define SLICE 512u
+
+// ---- The order: larger logit first, then lower id, as one 64-bit key. --------------------------------------
+
+// Maps floats to integers in their order; both zeros to one. NaN has no rank.
+DEVICE u32 rank_of(float z) {
+    u32 bits = bits_of(z), magnitude = bits & 0x7fffffffu;
+    return bits >> 31 ? 0x80000000u - magnitude : 0x80000000u + magnitude;
+}
+
+DEVICE float unrank(u32 rank) {
+    return rank < 0x80000000u ? float_of((0x80000000u - rank) | 0x80000000u) : float_of(rank - 0x80000000u);
+}
+
+#define NEG_INF float_of(0xff800000u)
+#define POS_INF float_of(0x7f800000u)
+
+// Below every finite logit.
+#define LOWEST_KEY ((u64)(0x80000000u - 0x7f800000u) << 32 | 0xffffffffu)
+
+DEVICE u64 key_of(float z, u32 id) { return (u64)rank_of(z) << 32 | (u32)~id; }
+DEVICE float key_logit(u64 key) { return unrank((u32)(key >> 32)); }
+DEVICE u32 key_id(u64 key) { return ~(u32)key; }
+// The largest float below the key's logit.
+DEVICE float key_previous(u64 key) { return unrank((u32)(key >> 32) - 1); }
+DEVICE u64 midpoint(u64 low, u64 high) { return low + (high - low) / 2; }
+
+// ---- Masses: a weight is an integer in units of its slice, a sum of weights needs no rounding. --------------
+
+#define MAGIC 12582912.0f  // adding 1.5·2^23 rounds to an integer that sits in the low bits
+#define FRACTION 27u       // a slice's largest weight is 2^27 · [0.7, 1.42)
+#define HEADROOM 11u       // the row's unit is 2^11 finer than that of the slice with its largest logit
+#define MAX_SCALED 1048576.0f
+#define NEGLIGIBLE 40.0f
+#define DEPTH 125.0f  // the softmax goes further down
+
+struct Scale {
+    float base;     // 0, or the row's largest logit where zero is too far away
+    float scale;    // log2(e) / T
+    float inverse;  // T · ln 2
+};
+
+struct SliceScale {
+    bool some;  // false where no token of the slice has mass
+    float base, scale;
+    float floor;  // logits (less base) are raised to this one
+    u32 unit;     // the bits of MAGIC + n_max
+};
+
+DEVICE float absolute(float x) { return x < 0.0f ? -x : x; }
+
+DEVICE Scale measured_from(Scale s, float row_max) {
+    s.base = absolute(row_max * s.scale) < MAX_SCALED ? 0.0f : row_max;
+    return s;
+}
+
+DEVICE SliceScale slice_scale(Scale s, float max, float orders) {
+    max = max - s.base;
+    float rounded = fma_f32(max, s.scale, MAGIC);
+    SliceScale slice;
+    slice.some = absolute(max * s.scale) < 2.0f * MAX_SCALED;  // false for infinities and NaN too
+    slice.base = s.base;
+    slice.scale = s.scale;
+    slice.floor = (rounded - MAGIC - orders) * s.inverse;
+    slice.unit = bits_of(rounded);
+    return slice;
+}
+
+// 2^y relative to the slice's unit, as a float.
+DEVICE float unrounded(SliceScale s, float logit) {
+    float z = logit - s.base;
+    z = z > s.floor ? z : s.floor;
+    float rounded = fma_f32(z, s.scale, MAGIC);
+    float f = fma_f32(z, s.scale, MAGIC - rounded);
+    float p = float_of(0x3aaded1fu);
+    p = fma_f32(p, f, float_of(0x3c1e7456u));
+    p = fma_f32(p, f, float_of(0x3d635b6cu));
+    p = fma_f32(p, f, float_of(0x3e75fce1u));
+    p = fma_f32(p, f, float_of(0x3f317215u));
+    p = fma_f32(p, f, 1.0f);
+    u32 exponent = bits_of(rounded) + FRACTION - s.unit;
+    return float_of(bits_of(p) + (exponent << 23));
+}
+
+DEVICE u32 weight(SliceScale s, float logit) { return round_u32(unrounded(s, logit)); }
+
+DEVICE u64 to_row_units(SliceScale s, u64 mass, u32 row_unit) {
+    u32 down = row_unit - s.unit;
+    if (down <= HEADROOM) return mass << (HEADROOM - down);
+    return down - HEADROOM < 64 ? mass >> (down - HEADROOM) : 0;
+}
+
+// The smallest mass of the slice that exceeds `mass` (less than the slice holds) in row units.
+DEVICE u64 first_above(SliceScale s, u64 mass, u32 row_unit) {
+    u32 down = row_unit - s.unit;
+    if (down <= HEADROOM) return (mass >> (HEADROOM - down)) + 1;
+    return (mass + 1) << (down - HEADROOM);
+}
+
+// ceil(p · mass): a token is inside the nucleus when the mass above it is below this.
+DEVICE u64 nucleus_limit(u64 top_p, u64 mass) { return mul_hi(top_p, mass) + (top_p * mass != 0); }
+
+// ---- Random numbers: Philox4x32-10 (Salmon et al., SC11), the first 64 bits. --------------------------------
+
+DEVICE u64 philox(u64 seed, u64 position, u32 round) {
+    u32 c0 = (u32)position, c1 = (u32)(position >> 32), c2 = round, c3 = 0;
+    u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
+    for (int i = 0; i < 10; i++) {
+        u64 p0 = (u64)0xD2511F53u * c0, p1 = (u64)0xCD9E8D57u * c2;
+        c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
+        c2 = (u32)(p0 >> 32) ^ c3 ^ k1;
+        c1 = (u32)p1;
+        c3 = (u32)p0;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return (u64)c1 << 32 | c0;
+}
+
+// ---- A row's parameters, as src/params.rs lays them out. ----------------------------------------------------
+
+#define GREEDY 1u
+#define RENORMALISED 2u
+#define MAX_ROUNDS 4u
+
+struct RowParams {
+    float scale, inverse;
+    float min_p_offset;  // T · ln(min_p); -inf keeps every token
+    u32 top_k;
+    u64 top_p;  // p · 2^64; 0 is none
+    u64 seed;
+    u32 flags;
+    u32 unused;
+};

@@ -1,0 +1,101 @@
+// The one place that knows compilers.
+//
+// The kernels are written against the names below, and read by four compilers: NVRTC or nvcc for NVIDIA, hipRTC
+// or hipcc for AMD, clang alone (no ROCm headers or libraries) for AMD, and a host C++17 compiler, for which
+// tests/harness/host.h supplies threads, waves and blocks. Nothing else in this folder asks who is compiling.
+//
+// WAVE is the number of lanes that run together: 32 on NVIDIA and RDNA, 64 on CDNA. The host passes it (-DWAVE=64).
+// Contraction is off for everyone (-fmad=false, -ffp-contract=off): a fused multiply-add is where fma_f32 stands.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#ifndef WAVE
+#define WAVE 32
+#endif
+
+// Loops over a lane's tokens are unrolled, so that the tokens stay in registers.
+#define UNROLL _Pragma("unroll")
+
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+
+#define DEVICE static __device__ __forceinline__
+#define SHARED __shared__
+#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+
+DEVICE u32 thread_index() { return threadIdx.x; }
+DEVICE u32 block_index() { return blockIdx.x; }
+DEVICE void barrier() { __syncthreads(); }
+DEVICE u32 shuffle_xor(u32 x, u32 mask) { return __shfl_xor_sync(0xffffffffu, x, mask, WAVE); }
+DEVICE u32 shuffle_up(u32 x, u32 delta) { return __shfl_up_sync(0xffffffffu, x, delta, WAVE); }
+DEVICE u64 vote(bool x) { return __ballot_sync(0xffffffffu, x); }
+DEVICE u32 atomic_add(u32 *p, u32 x) { return atomicAdd(p, x); }
+DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE u32 round_u32(float x) { return __float2uint_rn(x); }
+DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
+DEVICE float float_of(u32 x) { return __uint_as_float(x); }
+DEVICE u64 mul_hi(u64 a, u64 b) { return __umul64hi(a, b); }
+DEVICE double divide_f64(double a, double b) { return __ddiv_rn(a, b); }
+DEVICE float half_to_float(u16 h) {
+    // The exponents differ by 112; multiplying makes subnormals right as well, but not infinities and NaN.
+    u32 magnitude = h & 0x7fffu, sign = (u32)(h & 0x8000u) << 16;
+    float finite = float_of(magnitude << 13) * float_of(0x77800000u);
+    float special = float_of(0x7f800000u | magnitude << 13);
+    return float_of(sign | bits_of(finite < 65536.0f ? finite : special));
+}
+
+#elif defined(__AMDGCN__) || defined(__HIP__)
+
+// Compiler builtins only, so that the ROCm headers may be there or not.
+#define DEVICE static __attribute__((device)) __attribute__((always_inline)) inline
+#define SHARED __attribute__((shared))
+#define KERNEL(threads) \
+    extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(threads, threads))) void
+
+// clang compiles the file for the host too and wants bodies there.
+#if defined(__HIP_DEVICE_COMPILE__) || defined(__AMDGCN__)
+DEVICE u32 thread_index() { return __builtin_amdgcn_workitem_id_x(); }
+DEVICE u32 block_index() { return __builtin_amdgcn_workgroup_id_x(); }
+DEVICE void barrier() {
+    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
+    __builtin_amdgcn_s_barrier();
+    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "workgroup");
+}
+DEVICE u32 lane_of_wave() {
+    u32 low = __builtin_amdgcn_mbcnt_lo(~0u, 0);
+    return WAVE == 64 ? __builtin_amdgcn_mbcnt_hi(~0u, low) : low;
+}
+// A lane reads another's register by address: four bytes a lane.
+DEVICE u32 shuffle_xor(u32 x, u32 mask) {
+    return __builtin_amdgcn_ds_bpermute((int)((lane_of_wave() ^ mask) * 4), (int)x);
+}
+DEVICE u32 shuffle_up(u32 x, u32 delta) {
+    u32 lane = lane_of_wave();
+    return __builtin_amdgcn_ds_bpermute((int)((lane < delta ? lane : lane - delta) * 4), (int)x);
+}
+#if WAVE == 64
+DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w64(x); }
+#else
+DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w32(x); }
+#endif
+DEVICE u32 atomic_add(u32 *p, u32 x) {
+    return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
+}
+#endif
+DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEVICE u32 round_u32(float x) { return (u32)__builtin_rintf(x); }
+DEVICE u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
+DEVICE float float_of(u32 x) { return __builtin_bit_cast(float, x); }
+DEVICE u64 mul_hi(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
+DEVICE double divide_f64(double a, double b) { return a / b; }
+DEVICE float half_to_float(u16 h) { return (float)__builtin_bit_cast(_Float16, h); }
+
+#else
+
+#include "host.h"
+
+#endif
