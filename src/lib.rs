@@ -33,6 +33,8 @@
 mod cpu;
 mod definition;
 mod error;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod logits_processor;
 pub mod ops;
 mod params;

@@ -1,8 +1,7 @@
 //! The batched sampler: parameters and positions of the rows, and the op that draws.
 
-use crate::cpu::Workspace;
 use crate::error::{RowError, UnsampleableRow};
-use crate::ops::{Sample, row_of};
+use crate::ops::{Sample, Scratch, row_of};
 use crate::params::{RowParams, SamplingParams};
 use crate::{INVALID_TOKEN, ParamError};
 use candle_core::{DType, Error, Result, Tensor};
@@ -35,7 +34,7 @@ use candle_core::{DType, Error, Result, Tensor};
 pub struct Sampler {
     params: Vec<RowParams>,
     positions: Vec<u64>,
-    workspaces: Vec<Workspace>,
+    scratch: Scratch,
 }
 
 impl Sampler {
@@ -47,7 +46,7 @@ impl Sampler {
         Ok(Self {
             params: params.collect::<Result<_>>()?,
             positions: vec![0; rows.len()],
-            workspaces: Vec::new(),
+            scratch: Scratch::default(),
         })
     }
 
@@ -106,7 +105,7 @@ impl Sampler {
             contiguous = logits.contiguous()?;
             &contiguous
         };
-        let op = Sample::new(&self.params, &self.positions, &mut self.workspaces);
+        let op = Sample::new(&self.params, &self.positions, &mut self.scratch);
         let ids = logits.apply_op1_no_bwd(&op)?;
         for position in &mut self.positions {
             *position = position.wrapping_add(1);

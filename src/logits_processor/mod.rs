@@ -62,6 +62,10 @@ pub enum Sampling {
 /// [`Sampling::GumbelSoftmax`], whose random numbers no seed reaches, and it fails where Candle's fails.
 /// Logits are `[vocab]`, of any float type; `[1, vocab]`, which Candle rejects, is accepted too.
 ///
+/// On CUDA tensors (feature `cuda`) the row stays on the device and the token follows from the seed as a
+/// [`crate::Sampler`]'s does: Candle's distribution, not its tokens. [`LogitsProcessor::sample_f`] still takes the
+/// probabilities through the host.
+///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use candle_sampler::LogitsProcessor;
@@ -77,6 +81,33 @@ pub struct LogitsProcessor {
     sampling: Sampling,
     /// Kept between calls.
     probabilities: Vec<f32>,
+    #[cfg(feature = "cuda")]
+    seed: u64,
+    #[cfg(feature = "cuda")]
+    on_device: Option<crate::Sampler>,
+}
+
+#[cfg(feature = "cuda")]
+impl Sampling {
+    /// The same distribution for a [`crate::Sampler`].
+    fn params(&self) -> crate::SamplingParams {
+        let joint = crate::SamplingParams::new().order(crate::TopKTopP::Joint);
+        let top_p = |params: crate::SamplingParams, p: f64| match p {
+            p if p <= 0.0 || p >= 1.0 => params,
+            p => params.top_p(p),
+        };
+        match *self {
+            Self::ArgMax => joint.temperature(0.0),
+            Self::All { temperature } | Self::GumbelSoftmax { temperature } => {
+                joint.temperature(temperature)
+            }
+            Self::TopK { k, temperature } => joint.temperature(temperature).top_k(k),
+            Self::TopP { p, temperature } => top_p(joint.temperature(temperature), p),
+            Self::TopKThenTopP { k, p, temperature } => {
+                top_p(joint.temperature(temperature).top_k(k), p)
+            }
+        }
+    }
 }
 
 impl LogitsProcessor {
@@ -87,6 +118,10 @@ impl LogitsProcessor {
             rng,
             sampling,
             probabilities: Vec::new(),
+            #[cfg(feature = "cuda")]
+            seed,
+            #[cfg(feature = "cuda")]
+            on_device: None,
         }
     }
 
@@ -105,7 +140,28 @@ impl LogitsProcessor {
     ///
     /// Fails where no token has a weight that can be drawn (a NaN, say, or nothing but −inf).
     pub fn sample(&mut self, logits: &Tensor) -> Result<u32> {
+        #[cfg(feature = "cuda")]
+        if logits.device().is_cuda() && !matches!(self.sampling, Sampling::GumbelSoftmax { .. }) {
+            return self.sample_on_device(logits);
+        }
         self.sample_f(logits, |_| {})
+    }
+
+    /// With a [`crate::Sampler`] of one row: the logits stay where they are, and 4 bytes come back.
+    #[cfg(feature = "cuda")]
+    fn sample_on_device(&mut self, logits: &Tensor) -> Result<u32> {
+        let logits = match logits.dtype() {
+            DType::F32 | DType::F16 | DType::BF16 => logits.clone(),
+            _ => logits.to_dtype(DType::F32)?,
+        };
+        let sampler = match &mut self.on_device {
+            Some(sampler) => sampler,
+            none => {
+                let params = self.sampling.params().seed(self.seed);
+                none.insert(crate::Sampler::new(&[params])?)
+            }
+        };
+        Ok(sampler.sample_to_vec(&logits)?[0])
     }
 
     /// [`LogitsProcessor::sample`], with the probabilities passed through `f` after the softmax and before

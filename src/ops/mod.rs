@@ -10,7 +10,7 @@ mod softmax;
 
 pub use prefix_sum::{PrefixSum, prefix_sum};
 pub use sample::sample;
-pub(crate) use sample::{Sample, row_of};
+pub(crate) use sample::{Sample, Scratch, row_of};
 pub use softmax::{Softmax, softmax};
 
 use candle_core::{Layout, Result, Shape, bail};

@@ -54,6 +54,18 @@ impl CustomOp1 for PrefixSum {
         };
         Ok((out, same_shape(layout)))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        Ok((
+            crate::gpu::cuda::prefix_sum(storage, layout)?,
+            same_shape(layout),
+        ))
+    }
 }
 
 fn row_f32(from: &[f32], to: &mut [f32]) {

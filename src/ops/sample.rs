@@ -29,24 +29,33 @@ const MAX_VOCAB: usize = 1 << 24;
 /// Fewer logits than this are not worth another thread.
 const LOGITS_PER_THREAD: usize = 1 << 14;
 
+/// What a sampler keeps between calls, besides parameters and positions.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// One a thread.
+    cpu: Vec<Workspace>,
+    #[cfg(feature = "cuda")]
+    cuda: Option<crate::gpu::cuda::Rows>,
+}
+
 pub(crate) struct Sample<'a> {
     params: &'a [RowParams],
     positions: &'a [u64],
     // Candle hands ops out by shared reference.
-    workspaces: RefCell<&'a mut Vec<Workspace>>,
+    scratch: RefCell<&'a mut Scratch>,
 }
 
 impl<'a> Sample<'a> {
     pub(crate) fn new(
         params: &'a [RowParams],
         positions: &'a [u64],
-        workspaces: &'a mut Vec<Workspace>,
+        scratch: &'a mut Scratch,
     ) -> Self {
-        let workspaces = RefCell::new(workspaces);
+        let scratch = RefCell::new(scratch);
         Self {
             params,
             positions,
-            workspaces,
+            scratch,
         }
     }
 
@@ -73,7 +82,7 @@ impl<'a> Sample<'a> {
 
     fn cpu_rows<T: Logit>(&self, data: &[T], layout: &Layout) -> Result<Vec<u32>> {
         let (batch, vocab, stride) = self.shape(layout)?;
-        let mut workspaces = self.workspaces.borrow_mut();
+        let workspaces = &mut self.scratch.borrow_mut().cpu;
         let threads = (batch * vocab / LOGITS_PER_THREAD).clamp(1, rayon::current_num_threads());
         if workspaces.len() < threads {
             workspaces.resize_with(threads, Workspace::default);
@@ -107,6 +116,32 @@ impl CustomOp1 for Sample<'_> {
         };
         let shape = Shape::from(ids.len());
         Ok((CpuStorage::U32(ids), shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        use crate::gpu::cuda::{Logits, Rows};
+        let (batch, vocab, stride) = self.shape(layout)?;
+        let device = storage.device();
+        let rows = &mut self.scratch.borrow_mut().cuda;
+        let rows = match rows {
+            Some(rows) if rows.fits(device, batch, vocab) => rows,
+            _ => rows.insert(Rows::new(device, batch, vocab)?),
+        };
+        let start = layout.start_offset();
+        let logits = Logits {
+            storage,
+            start,
+            batch,
+            vocab,
+            stride,
+        };
+        let ids = rows.sample(logits, self.params, self.positions)?;
+        Ok((ids, Shape::from(batch)))
     }
 }
 

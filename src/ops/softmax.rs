@@ -66,6 +66,18 @@ impl CustomOp1 for Softmax {
         };
         Ok((out, same_shape(layout)))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        Ok((
+            crate::gpu::cuda::softmax(storage, layout)?,
+            same_shape(layout),
+        ))
+    }
 }
 
 fn row<T: Copy>(from: &[T], to: &mut [T], widen: impl Fn(T) -> f32, narrow: impl Fn(f32) -> T) {

@@ -1,0 +1,119 @@
+//! What GPU backends share: the kernels' sources, their compilation at run time, the launch plan.
+//!
+//! The kernels are in `kernels/`, HIP C++ that NVRTC and hipRTC both read. They are embedded here, compiled
+//! at first use for the GPU that is present, and kept on disk ([`cache`]).
+//!
+//! - [`rtc`]: the run-time compilers, loaded when needed.
+//! - [`cache`]: compiled code on disk.
+//! - [`cuda`]: NVIDIA, on Candle's `cuda` device.
+
+mod cache;
+pub(crate) mod cuda;
+mod rtc;
+
+use crate::definition::weight::SLICE;
+use crate::params::{RowParams, TopKTopP};
+
+/// Threads of every block, as `BLOCK` in `kernels/block.h`.
+pub(crate) const BLOCK: u32 = 512;
+
+/// The files of `kernels/`, in the order in which they include each other.
+const HEADERS: [&str; 4] = [
+    include_str!("../../kernels/portable.h"),
+    include_str!("../../kernels/definition.h"),
+    include_str!("../../kernels/slice.h"),
+    include_str!("../../kernels/block.h"),
+];
+const KERNELS: [&str; 3] = [
+    include_str!("../../kernels/sample.hip"),
+    include_str!("../../kernels/softmax.hip"),
+    include_str!("../../kernels/prefix_sum.hip"),
+];
+
+/// All kernels as one translation unit: run-time compilers have no folder to include from.
+fn source() -> String {
+    let lines = HEADERS.iter().chain(&KERNELS).flat_map(|file| file.lines());
+    let lines = lines.filter(|line| !line.starts_with("#include \"") && *line != "#pragma once");
+    lines.flat_map(|line| [line, "\n"]).collect()
+}
+
+/// Slices of a row.
+pub(crate) fn slices(vocab: usize) -> usize {
+    vocab.div_ceil(SLICE)
+}
+
+/// One row's parameters in device memory: `RowParams` in `kernels/definition.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct DeviceParams {
+    scale: f32,
+    inverse: f32,
+    min_p_offset: f32,
+    top_k: u32,
+    top_p: u64,
+    seed: u64,
+    flags: u32,
+    unused: u32,
+}
+
+impl DeviceParams {
+    /// The same memory as 64-bit words, which every allocator and every copy takes.
+    pub(crate) fn words(self) -> [u64; 5] {
+        // SAFETY: plain memory of the same size, without padding.
+        unsafe { std::mem::transmute::<Self, [u64; 5]>(self) }
+    }
+}
+
+const GREEDY: u32 = 1;
+const RENORMALISED: u32 = 2;
+
+impl From<&RowParams> for DeviceParams {
+    fn from(row: &RowParams) -> Self {
+        let renormalised = row.order == TopKTopP::Renormalised;
+        Self {
+            scale: row.scale,
+            inverse: row.inverse,
+            min_p_offset: row.min_p_offset,
+            top_k: row.top_k,
+            top_p: row.top_p.unwrap_or(0),
+            seed: row.seed,
+            flags: u32::from(row.greedy) * GREEDY + u32::from(renormalised) * RENORMALISED,
+            unused: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_source_is_one_unit() {
+        let source = source();
+        assert!(!source.contains("#include \"definition.h\""));
+        for kernel in [
+            "SAMPLE_KERNELS(f32",
+            "SOFTMAX_KERNEL(bf16",
+            "PREFIX_SUM_KERNELS(u32",
+        ] {
+            assert!(source.contains(kernel), "{kernel}");
+        }
+        assert!(source.contains(&format!("#define BLOCK {BLOCK}u")));
+        assert!(source.contains(&format!("#define SLICE {SLICE}u")));
+    }
+
+    #[test]
+    fn parameters_lie_where_the_kernels_look() {
+        use crate::SamplingParams;
+        let params = SamplingParams::new()
+            .top_k(7)
+            .top_p(0.5)
+            .seed(9)
+            .resolve()
+            .unwrap();
+        let words = DeviceParams::from(&params).words();
+        assert_eq!(words[0] as u32, params.scale.to_bits());
+        assert_eq!(words[1], u64::from(f32::NEG_INFINITY.to_bits()) | 7 << 32);
+        assert_eq!(words[2..], [1 << 63, 9, u64::from(RENORMALISED)]);
+    }
+}

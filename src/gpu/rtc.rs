@@ -1,0 +1,185 @@
+//! Run-time compilers. NVRTC and hipRTC have the same functions under different prefixes, and are loaded when
+//! first needed: a program that never samples on a GPU does not need them.
+
+use libloading::Library;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+/// Why there are no kernels.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CompileError {
+    /// The compiler's library is not on this machine.
+    #[error("cannot load {name} ({tried}): {cause}")]
+    Missing {
+        name: &'static str,
+        tried: String,
+        cause: libloading::Error,
+    },
+    /// A function failed.
+    #[error("{function} failed: {message}")]
+    Failed { function: String, message: String },
+    /// The kernels do not compile.
+    #[error("the kernels do not compile for {target}:\n{log}")]
+    Rejected { target: String, log: String },
+}
+
+/// One compiler's names.
+#[derive(Debug)]
+pub(super) struct Dialect {
+    pub(super) name: &'static str,
+    pub(super) libraries: &'static [&'static str],
+    pub(super) prefix: &'static str,
+    /// How the functions that hand out machine code end.
+    pub(super) code: &'static str,
+}
+
+pub(super) const NVRTC: Dialect = Dialect {
+    name: "NVRTC",
+    libraries: &[
+        "libnvrtc.so.13",
+        "libnvrtc.so.12",
+        "libnvrtc.so",
+        "nvrtc64_130_0.dll",
+        "nvrtc64_120_0.dll",
+    ],
+    prefix: "nvrtc",
+    code: "CUBIN",
+};
+
+/// A loaded compiler.
+pub(super) struct Compiler {
+    dialect: &'static Dialect,
+    library: Library,
+}
+
+type Program = *mut c_void;
+
+impl Compiler {
+    pub(super) fn load(dialect: &'static Dialect) -> Result<Self, CompileError> {
+        let mut last = None;
+        for name in dialect.libraries {
+            // SAFETY: these libraries' initialisers have no preconditions.
+            match unsafe { Library::new(*name) } {
+                Ok(library) => return Ok(Self { dialect, library }),
+                Err(cause) => last = Some(cause),
+            }
+        }
+        Err(CompileError::Missing {
+            name: dialect.name,
+            tried: dialect.libraries.join(", "),
+            cause: last.expect("a dialect names libraries"),
+        })
+    }
+
+    /// Calls `{prefix}{function}` and checks what it returns.
+    ///
+    /// # Safety
+    ///
+    /// `F` must be the function's type, and `call` must pass it what it may be passed.
+    unsafe fn call<F: Copy>(
+        &self,
+        function: &str,
+        call: impl FnOnce(F) -> c_int,
+    ) -> Result<(), CompileError> {
+        let function = format!("{}{function}", self.dialect.prefix);
+        let failed = |message| CompileError::Failed {
+            function: function.clone(),
+            message,
+        };
+        // SAFETY: the caller vouches for the type.
+        let pointer = unsafe { self.library.get::<F>(function.as_bytes()) };
+        match call(*pointer.map_err(|e| failed(e.to_string()))?) {
+            0 => Ok(()),
+            status => Err(failed(self.describe(status))),
+        }
+    }
+
+    fn describe(&self, status: c_int) -> String {
+        type GetErrorString = unsafe extern "C" fn(c_int) -> *const c_char;
+        let name = format!("{}GetErrorString", self.dialect.prefix);
+        // SAFETY: the function has this type, takes any status, and returns a static string.
+        unsafe {
+            match self.library.get::<GetErrorString>(name.as_bytes()) {
+                Ok(f) => CStr::from_ptr(f(status)).to_string_lossy().into_owned(),
+                Err(_) => format!("status {status}"),
+            }
+        }
+    }
+
+    pub(super) fn version(&self) -> Result<(i32, i32), CompileError> {
+        let (mut major, mut minor) = (0, 0);
+        type Version = unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int;
+        // SAFETY: two integers to write to.
+        unsafe { self.call("Version", |f: Version| f(&mut major, &mut minor))? };
+        Ok((major, minor))
+    }
+
+    /// Machine code for `target`, which `options` name.
+    pub(super) fn compile(
+        &self,
+        source: &str,
+        options: &[String],
+        target: &str,
+    ) -> Result<Vec<u8>, CompileError> {
+        type Create = unsafe extern "C" fn(
+            *mut Program,
+            *const c_char,
+            *const c_char,
+            c_int,
+            *const *const c_char,
+            *const *const c_char,
+        ) -> c_int;
+        type Compile = unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int;
+        type Destroy = unsafe extern "C" fn(*mut Program) -> c_int;
+        let text = |s: &str| CString::new(s).expect("no NUL in sources and options");
+        let (source, name) = (text(source), text("candle_sampler.hip"));
+        let options: Vec<CString> = options.iter().map(|o| text(o)).collect();
+        let pointers: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
+        let mut program: Program = std::ptr::null_mut();
+        let none = std::ptr::null();
+        // SAFETY: strings that outlive the calls, and a program that is destroyed once, last.
+        unsafe {
+            self.call("CreateProgram", |f: Create| {
+                f(&mut program, source.as_ptr(), name.as_ptr(), 0, none, none)
+            })?;
+            let compiled = self.call("CompileProgram", |f: Compile| {
+                f(program, pointers.len() as c_int, pointers.as_ptr())
+            });
+            let code = match compiled {
+                Ok(()) => self.read(program, self.dialect.code),
+                Err(error) => Err(match self.read(program, "ProgramLog") {
+                    Ok(log) => CompileError::Rejected {
+                        target: target.to_owned(),
+                        log: String::from_utf8_lossy(&log)
+                            .trim_end_matches(['\0', '\n'])
+                            .to_owned(),
+                    },
+                    Err(_) => error,
+                }),
+            };
+            self.call("DestroyProgram", |f: Destroy| f(&mut program))?;
+            code
+        }
+    }
+
+    /// What `{prefix}Get{what}` writes, as long as `{prefix}Get{what}Size` says.
+    ///
+    /// # Safety
+    ///
+    /// `program` must be alive.
+    unsafe fn read(&self, program: Program, what: &str) -> Result<Vec<u8>, CompileError> {
+        type GetSize = unsafe extern "C" fn(Program, *mut usize) -> c_int;
+        type Get = unsafe extern "C" fn(Program, *mut u8) -> c_int;
+        let mut size = 0;
+        // SAFETY: the second call writes as many bytes as the first one said.
+        unsafe {
+            self.call(&format!("Get{what}Size"), |f: GetSize| {
+                f(program, &mut size)
+            })?;
+            let mut bytes = vec![0; size];
+            self.call(&format!("Get{what}"), |f: Get| {
+                f(program, bytes.as_mut_ptr())
+            })?;
+            Ok(bytes)
+        }
+    }
+}
