@@ -393,7 +393,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     s.above = mass + (u64)row * s.slices;
     s.shared = &shared;
     if (thread_index() == 0) shared.above_key = 0;
-    RowParams p = params[row];
+    const RowParams &p = params[row];
     u64 position = positions[row];
     u32 id = draw_row(s, p, position);
     // Every thread has passed a barrier since it read the position.

@@ -35,6 +35,8 @@ mod definition;
 mod error;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(test)]
+mod kernel_tests;
 mod logits_processor;
 pub mod ops;
 mod params;

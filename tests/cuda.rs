@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_sampler::{
     INVALID_TOKEN, LogitsProcessor, Sampler, Sampling, SamplingParams, TopKTopP, ops,
 };
+use common::oracle::{Filter, Oracle, chi_square};
 use common::{kinds, normal, real, rng, row};
 
 /// A device with a stream of its own (which can be captured), or none.
@@ -150,6 +151,60 @@ fn a_million_draws_equal_the_cpu() {
     }
     println!("{drawn} row-draws in all, 0 mismatches");
     assert!(drawn as f64 >= 1e6 * share);
+}
+
+#[test]
+fn frequencies_pass_chi_square() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    const BATCH: usize = 500;
+    let base = Filter {
+        temperature: 0.9,
+        ..Filter::default()
+    };
+    for (kind, logits) in kinds(3000, 4) {
+        let rows = row(&logits).to_device(&gpu)?.broadcast_as((BATCH, 3000))?;
+        for filter in [
+            base,
+            Filter {
+                k: Some(40),
+                ..base
+            },
+            Filter {
+                p: Some(0.951),
+                ..base
+            },
+            Filter {
+                min_p: Some(0.05),
+                ..base
+            },
+            Filter {
+                k: Some(40),
+                p: Some(0.81),
+                ..base
+            },
+            Filter {
+                k: Some(701),
+                p: Some(0.9),
+                order: TopKTopP::Joint,
+                ..base
+            },
+        ] {
+            let params: Vec<_> = (0..BATCH as u64)
+                .map(|s| filter.params().seed(s + 11))
+                .collect();
+            let mut sampler = Sampler::new(&params)?;
+            let mut drawn = Vec::new();
+            for _ in 0..200 {
+                drawn.extend(sampler.sample_to_vec(&rows)?);
+            }
+            chi_square(
+                &format!("{kind}, {filter:?}"),
+                &Oracle::new(&logits, filter),
+                &drawn,
+            );
+        }
+    }
+    Ok(())
 }
 
 #[test]

@@ -4,95 +4,9 @@ mod common;
 
 use candle_core::{Device, Result, Tensor};
 use candle_sampler::{Sampler, SamplingParams, TopKTopP, reference};
+use common::oracle::{Filter, Oracle, chi_square};
 use common::{kinds, normal, real, rng, row};
 use rand::Rng;
-
-/// Parameters that the oracle understands too.
-#[derive(Clone, Copy, Debug, Default)]
-struct Filter {
-    temperature: f64,
-    k: Option<usize>,
-    p: Option<f64>,
-    min_p: Option<f64>,
-    order: TopKTopP,
-}
-
-impl Filter {
-    fn params(self) -> SamplingParams {
-        let mut params = SamplingParams::new()
-            .temperature(self.temperature)
-            .order(self.order);
-        if let Some(k) = self.k {
-            params = params.top_k(k);
-        }
-        if let Some(p) = self.p {
-            params = params.top_p(p);
-        }
-        if let Some(p) = self.min_p {
-            params = params.min_p(p);
-        }
-        params
-    }
-}
-
-/// Softmax, sort and filters in f64.
-struct Oracle {
-    /// Ids in the total order.
-    order: Vec<u32>,
-    /// Unnormalised probability of each id.
-    weight: Vec<f64>,
-    /// Of each id: whether it is kept, and how far the decision was from going the other way.
-    kept: Vec<bool>,
-    margin: Vec<f64>,
-}
-
-impl Oracle {
-    fn new(logits: &[f32], filter: Filter) -> Self {
-        let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        order.sort_by(|&a, &b| {
-            let (x, y) = (logits[a as usize], logits[b as usize]);
-            y.partial_cmp(&x).expect("no NaN").then(a.cmp(&b))
-        });
-        let max = f64::from(logits[order[0] as usize]);
-        let weight: Vec<f64> = logits
-            .iter()
-            .map(|&z| ((f64::from(z) - max) / filter.temperature).exp())
-            .collect();
-        let k = filter.k.unwrap_or(usize::MAX).min(logits.len());
-        let renormalised = filter.k.is_some() && filter.order == TopKTopP::Renormalised;
-        let share_of = if renormalised { k } else { logits.len() };
-        let total: f64 = order[..share_of]
-            .iter()
-            .map(|&id| weight[id as usize])
-            .sum();
-        let (mut kept, mut margin) = (vec![false; logits.len()], vec![1.0; logits.len()]);
-        let mut above = 0.0;
-        for (i, &id) in order.iter().enumerate() {
-            let w = weight[id as usize];
-            let by_p = filter
-                .p
-                .map_or(1.0, |p| if p < 1.0 { p - above / total } else { 1.0 });
-            let by_min_p = filter.min_p.map_or(1.0, |p| w / p - 1.0);
-            let masked = logits[id as usize] == f32::NEG_INFINITY;
-            kept[id as usize] = !masked && i < k && by_p > 0.0 && by_min_p >= 0.0;
-            margin[id as usize] = by_p.abs().min(by_min_p.abs());
-            above += w;
-        }
-        Self {
-            order,
-            weight,
-            kept,
-            margin,
-        }
-    }
-
-    /// The kept ids, ascending, with their probabilities.
-    fn probabilities(&self) -> Vec<(u32, f64)> {
-        let ids = (0..self.kept.len()).filter(|&id| self.kept[id]);
-        let total: f64 = ids.clone().map(|id| self.weight[id]).sum();
-        ids.map(|id| (id as u32, self.weight[id] / total)).collect()
-    }
-}
 
 /// Asserts that the kept sets are equal, but for tokens that f64 itself places within 2⁻¹⁸ of the
 /// boundary. Returns whether there was such a token.
@@ -196,50 +110,6 @@ fn draw(logits: &[f32], params: &SamplingParams, draws: usize) -> Vec<u32> {
     calls
         .flat_map(|_| sampler.sample_to_vec(&logits).expect("tokens"))
         .collect()
-}
-
-/// Pearson's statistic over cells of at least 10 expected draws (rarer tokens share one), against its
-/// 99.9 % point by Wilson and Hilferty's approximation.
-fn chi_square(what: &str, oracle: &Oracle, drawn: &[u32]) {
-    let mut counts = vec![0f64; oracle.kept.len()];
-    for &id in drawn {
-        assert!(
-            oracle.kept[id as usize],
-            "{what}: token {id} is not in the kept set"
-        );
-        counts[id as usize] += 1.0;
-    }
-    let n = drawn.len() as f64;
-    let (mut statistic, mut cells, mut rare) = (0.0, 0, (0.0, 0.0));
-    let mut cell = |observed: f64, expected: f64| {
-        statistic += (observed - expected).powi(2) / expected;
-        cells += 1;
-    };
-    for (id, p) in oracle.probabilities() {
-        if p * n < 10.0 {
-            rare = (rare.0 + counts[id as usize], rare.1 + p * n);
-        } else {
-            cell(counts[id as usize], p * n);
-        }
-    }
-    if rare.1 >= 10.0 {
-        cell(rare.0, rare.1);
-    } else {
-        assert!(
-            rare.0 < 40.0,
-            "{what}: {} draws where {} were expected",
-            rare.0,
-            rare.1
-        );
-    }
-    if cells > 1 {
-        let df = f64::from(cells - 1);
-        let limit = df * (1.0 - 2.0 / (9.0 * df) + 3.0902 * (2.0 / (9.0 * df)).sqrt()).powi(3);
-        assert!(
-            statistic < limit,
-            "{what}: chi² {statistic:.1} with {df} degrees, limit {limit:.1}"
-        );
-    }
 }
 
 /// No `p` here is a whole number of equal tokens: f64 sums decide such ties by their rounding.

@@ -2,7 +2,7 @@
 
 use crate::args::{Args, SamplerKind};
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use candle_sampler::{LogitsProcessor, Sampler, Sampling};
 use candle_transformers::generation as candle;
 
@@ -11,14 +11,19 @@ pub enum Chooser {
     Candle(candle::LogitsProcessor),
     /// Ours in its place: same calls, same tokens.
     DropIn(LogitsProcessor),
-    /// The batched sampler, for what Candle's API cannot say.
+    /// The batched sampler: for what Candle's API cannot say, and on a GPU, where its ids stay on the device.
     Batched(Sampler),
 }
 
 impl Chooser {
-    pub fn new(args: &Args) -> Result<Self> {
-        if args.min_p.is_some() {
-            return Ok(Self::Batched(Sampler::new(&[args.sampling()?])?));
+    pub fn new(args: &Args, device: &Device) -> Result<Self> {
+        let ours = args.sampler == SamplerKind::CandleSampler;
+        if args.min_p.is_some() || (ours && device.is_cuda()) {
+            let mut sampler = Sampler::new(&[args.sampling()?])?;
+            // The first call on a GPU compiles the kernels; the text should not wait for that.
+            sampler.sample(&Tensor::zeros(1, DType::F32, device)?)?;
+            sampler.set_position(0, 0);
+            return Ok(Self::Batched(sampler));
         }
         // The two enums are two types with the same variants.
         macro_rules! sampling {
@@ -46,11 +51,13 @@ impl Chooser {
         })
     }
 
-    pub fn choose(&mut self, logits: &Tensor) -> candle_core::Result<u32> {
-        match self {
-            Self::Candle(processor) => processor.sample(logits),
-            Self::DropIn(processor) => processor.sample(logits),
-            Self::Batched(sampler) => Ok(sampler.sample_to_vec(logits)?[0]),
-        }
+    /// The next token, u32 `[1]`, on the logits' device.
+    pub fn choose(&mut self, logits: &Tensor) -> candle_core::Result<Tensor> {
+        let id = match self {
+            Self::Candle(processor) => processor.sample(logits)?,
+            Self::DropIn(processor) => processor.sample(logits)?,
+            Self::Batched(sampler) => return sampler.sample(logits),
+        };
+        Tensor::new(&[id], logits.device())
     }
 }

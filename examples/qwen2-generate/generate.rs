@@ -5,7 +5,9 @@ use crate::choose::Chooser;
 use crate::model::Model;
 use anyhow::{Error, Result, bail};
 use candle_core::{Device, Tensor};
+use candle_sampler::INVALID_TOKEN;
 use candle_transformers::utils::apply_repeat_penalty;
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -53,6 +55,7 @@ pub fn generate(
     }
 
     let mut done = 0; // tokens that the model has seen
+    let mut drawn: Option<Tensor> = None; // the last one drawn, where the model will look for it
     while summary.sampling.len() < limit && !stop.load(Ordering::Relaxed) {
         let start = Instant::now();
         let until = if args.split_prompt {
@@ -60,7 +63,11 @@ pub fn generate(
         } else {
             tokens.len()
         };
-        let input = Tensor::new(&tokens[done..until], device)?.unsqueeze(0)?;
+        let input = match drawn.take() {
+            Some(id) => id,
+            None => Tensor::new(&tokens[done..until], device)?,
+        };
+        let input = input.unsqueeze(0)?;
         let logits = model.forward(&input, done)?;
         device.synchronize()?;
         done = until;
@@ -78,11 +85,16 @@ pub fn generate(
             logits
         } else {
             let recent = &tokens[tokens.len().saturating_sub(args.repeat_last_n)..];
-            apply_repeat_penalty(&logits, args.repeat_penalty, recent)?
+            penalize(&logits, args.repeat_penalty, recent)?
         };
         let start = Instant::now();
-        let token = chooser.choose(&logits)?;
+        let id = chooser.choose(&logits)?;
+        let token = id.to_vec1::<u32>()?[0];
         summary.sampling.push(start.elapsed());
+        if token == INVALID_TOKEN {
+            bail!("the model's logits cannot be sampled: NaN, or nothing but -inf")
+        }
+        drawn = Some(id);
         tokens.push(token);
         if model.ends_with(token) {
             break;
@@ -96,6 +108,22 @@ pub fn generate(
     show("\n")?;
     summary.full = summary.sampling.len() == limit && limit < args.sample_len();
     Ok(summary)
+}
+
+/// Candle's repeat penalty; on a GPU without a trip of the logits to the host, which may change their last bits.
+fn penalize(logits: &Tensor, penalty: f32, recent: &[u32]) -> candle_core::Result<Tensor> {
+    if logits.device().is_cpu() {
+        return apply_repeat_penalty(logits, penalty, recent);
+    }
+    let once: BTreeSet<u32> = recent.iter().copied().collect();
+    let ids = Tensor::from_iter(once, logits.device())?;
+    let values = logits.index_select(&ids, 0)?;
+    let (divided, multiplied) = (
+        (&values / f64::from(penalty))?,
+        (&values * f64::from(penalty))?,
+    );
+    let penalized = values.ge(0f64)?.where_cond(&divided, &multiplied)?;
+    logits.index_add(&ids, &(penalized - values)?, 0)
 }
 
 /// What a run took.

@@ -37,7 +37,6 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     args.sampling()?.validate().context("the sampling flags")?;
-    let mut chooser = choose::Chooser::new(args)?;
     let stop = stop_on_ctrl_c()?;
     let _trace = args.tracing.then(|| {
         use tracing_subscriber::prelude::*;
@@ -47,6 +46,7 @@ fn run(args: &Args) -> Result<()> {
     });
 
     let device = device(args.device())?;
+    let mut chooser = choose::Chooser::new(args, &device)?;
     let (mut model, tokenizer) = model::load(args, &device)?;
     let prompt = model.prompt(args);
     let summary = generate::generate(

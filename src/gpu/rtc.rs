@@ -183,3 +183,47 @@ impl Compiler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_library_is_named() {
+        const NOWHERE: Dialect = Dialect {
+            name: "NVRTC",
+            libraries: &["libno-such-compiler.so.1"],
+            prefix: "x",
+            code: "X",
+        };
+        let error = Compiler::load(&NOWHERE)
+            .err()
+            .expect("there is none")
+            .to_string();
+        assert!(
+            error.starts_with("cannot load NVRTC (libno-such-compiler.so.1)"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn sources_compile_and_mistakes_show_the_log() {
+        let compiler = match Compiler::load(&NVRTC) {
+            Ok(compiler) => compiler,
+            Err(error) => return println!("skipped: {error}"),
+        };
+        let options = ["--gpu-architecture=sm_90".to_owned()];
+        let good = compiler.compile("extern \"C\" __global__ void f() {}", &options, "sm_90");
+        assert!(good.expect("machine code").starts_with(b"\x7fELF"));
+        let bad = compiler
+            .compile("int f() { return nonsense; }", &options, "sm_90")
+            .unwrap_err();
+        let bad = bad.to_string();
+        assert!(
+            bad.contains("do not compile for sm_90") && bad.contains("nonsense"),
+            "{bad}"
+        );
+        let foreign = ["--gpu-architecture=sm_1".to_owned()];
+        assert!(compiler.compile("", &foreign, "sm_1").is_err());
+    }
+}

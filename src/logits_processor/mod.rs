@@ -84,7 +84,7 @@ pub struct LogitsProcessor {
     #[cfg(feature = "cuda")]
     seed: u64,
     #[cfg(feature = "cuda")]
-    on_device: Option<crate::Sampler>,
+    on_device: Option<Box<crate::Sampler>>,
 }
 
 #[cfg(feature = "cuda")]
@@ -158,7 +158,7 @@ impl LogitsProcessor {
             Some(sampler) => sampler,
             none => {
                 let params = self.sampling.params().seed(self.seed);
-                none.insert(crate::Sampler::new(&[params])?)
+                none.insert(Box::new(crate::Sampler::new(&[params])?))
             }
         };
         Ok(sampler.sample_to_vec(&logits)?[0])
