@@ -384,6 +384,43 @@ fn bad_rows_are_marked_and_mistakes_are_errors() -> Result<()> {
     Ok(())
 }
 
+/// Takes all of the device's memory, so only on request (`OUT_OF_MEMORY=1`).
+#[test]
+fn out_of_memory_is_an_error() -> Result<()> {
+    let Some(gpu) = gpu() else { return Ok(()) };
+    if std::env::var_os("OUT_OF_MEMORY").is_none() {
+        println!("skipped: OUT_OF_MEMORY is not set");
+        return Ok(());
+    }
+    let logits = batch_of(&sources(5000), 64).to_device(&gpu)?;
+    let mut sampler = Sampler::new(&mixed(64, 5000))?;
+    let mut hoard = Vec::new();
+    for size in [1 << 30, 1 << 20, 1 << 12, 1 << 9] {
+        // SAFETY: nobody reads this memory.
+        while let Ok(taken) = unsafe { Tensor::empty(size, DType::U8, &gpu) } {
+            hoard.push(taken);
+        }
+    }
+    let error = sampler
+        .sample(&logits)
+        .expect_err("nothing is left")
+        .to_string();
+    println!(
+        "with {} allocations in the way: {}",
+        hoard.len(),
+        error.lines().next().unwrap_or_default()
+    );
+    assert!(error.contains("OUT_OF_MEMORY"), "{error}");
+    drop(hoard);
+    let want = Sampler::new(&mixed(64, 5000))?.sample(&logits.to_device(&Device::Cpu)?)?;
+    assert_eq!(
+        sampler.sample(&logits)?.to_vec1::<u32>()?,
+        want.to_vec1::<u32>()?,
+        "the sampler goes on"
+    );
+    Ok(())
+}
+
 #[test]
 fn the_drop_in_stays_on_the_device() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };

@@ -1,12 +1,16 @@
-//! Mistakes that other samplers made, each a test that ours does not make it. The names in brackets are
-//! the public reports: FI FlashInfer, V vLLM, S SGLang, T TensorRT-LLM, A aiter, C Candle.
+//! Mistakes that other samplers made, each a test that ours does not make it; on a CUDA device, where the tests
+//! are built for one and find it. The names in brackets are the public reports: FI FlashInfer, V vLLM, S SGLang, T TensorRT-LLM, A aiter, C Candle.
 
 mod common;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_sampler::{INVALID_TOKEN, Sampler, SamplingParams, TopKTopP, ops, reference};
-use common::{normal, rng, row};
+use common::{device, normal, rng};
 use std::collections::BTreeSet;
+
+fn row(logits: &[f32]) -> Tensor {
+    common::row(logits).to_device(&device()).expect("a copy")
+}
 
 /// Logits with these probabilities.
 fn logits_of(probabilities: &[f32]) -> Vec<f32> {
@@ -130,7 +134,7 @@ fn ids_are_below_the_vocabulary() {
 #[test]
 fn an_all_nan_row_is_marked() -> Result<()> {
     // FI#2402, V#23814
-    let logits = Tensor::full(f32::NAN, (3, 100_352), &Device::Cpu)?;
+    let logits = Tensor::full(f32::NAN, (3, 100_352), &device())?;
     let mut sampler = Sampler::new(&vec![SamplingParams::new().top_p(0.9); 3])?;
     assert_eq!(
         sampler.sample(&logits)?.to_vec1::<u32>()?,
@@ -202,8 +206,8 @@ fn masked_rows_with_k_1_end() -> Result<()> {
 #[test]
 fn padded_rows_do_not_leak_their_padding() -> Result<()> {
     // V#42684: vocabulary 100,278 in rows of 100,288.
-    let padded = Tensor::full(100f32, (4, 100_288), &Device::Cpu)?;
-    let inside = Tensor::randn(0f32, 1., (4, 100_278), &Device::Cpu)?;
+    let padded = Tensor::full(100f32, (4, 100_288), &device())?;
+    let inside = Tensor::randn(0f32, 1., (4, 100_278), &device())?;
     let logits = padded
         .slice_assign(&[0..4, 0..100_278], &inside)?
         .narrow(1, 0, 100_278)?;

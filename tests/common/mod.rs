@@ -57,6 +57,16 @@ pub fn kinds(vocab: usize, seed: u64) -> Vec<(&'static str, Vec<f32>)> {
     ]
 }
 
+/// The CUDA device where there is one and the tests are built for it, else the CPU.
+pub fn device() -> Device {
+    static DEVICE: std::sync::OnceLock<Device> = std::sync::OnceLock::new();
+    let open = || match Device::new_cuda(0) {
+        Ok(device) if cfg!(feature = "cuda") => device,
+        _ => Device::Cpu,
+    };
+    DEVICE.get_or_init(open).clone()
+}
+
 pub fn row(logits: &[f32]) -> Tensor {
     Tensor::new(logits, &Device::Cpu).expect("a row")
 }
