@@ -24,6 +24,9 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 //!
+//! With the feature `cuda` both work on Candle's CUDA tensors, where the logits stay on the GPU. The kernels are
+//! compiled at first use by NVRTC, and must agree with the CPU on every bit.
+//!
 //! The numerics are Candle custom [`ops`]; [`mod@reference`] is the definition in plain Rust, and
 //! `docs/definition.md` tells it in prose.
 

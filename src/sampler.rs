@@ -94,7 +94,13 @@ impl Sampler {
     /// A row from which nothing can be drawn (NaN, or all −inf) yields [`INVALID_TOKEN`] and does not
     /// disturb the others.
     ///
-    /// Fails if the shape or the dtype is another, or the batch is not [`Sampler::batch_size`].
+    /// On a CUDA device (feature `cuda`) nothing waits for the device. After a first call, which compiles and
+    /// uploads, the call can be captured in a CUDA graph, on a device with a stream of its own
+    /// (`Device::new_cuda_with_stream`) and without event tracking; replays draw the tokens of successive calls,
+    /// because positions advance in device memory. [`Sampler::position`] does not see replays.
+    ///
+    /// Fails if the shape or the dtype is another, if the batch is not [`Sampler::batch_size`], and where the
+    /// device fails: no memory, no NVRTC.
     pub fn sample(&mut self, logits: &Tensor) -> Result<Tensor> {
         let strides = logits.stride();
         let adjacent = strides.last().is_none_or(|&s| s == 1);

@@ -204,6 +204,8 @@ fn every_mistake_gets_one_clear_line() {
         (vec!["--prompt", &long], "the model's context 1024"),
         (vec!["--prompt", ""], "the prompt is empty"),
         (vec!["--device", "hip"], "--device hip"),
+        #[cfg(not(feature = "cuda"))]
+        (vec!["--device", "cuda"], "--features cuda"),
     ] {
         let output = run(&args);
         let said = errors(&output);

@@ -14,9 +14,10 @@ pub(crate) use sample::{Sample, Scratch, row_of};
 pub use softmax::{Softmax, softmax};
 
 use candle_core::{Layout, Result, Shape, bail};
+use std::ops::Range;
 
-/// The elements of a contiguous input, and the length of its last dimension.
-fn contiguous_rows<'a, T>(op: &str, data: &'a [T], layout: &Layout) -> Result<(&'a [T], usize)> {
+/// Where the elements of a contiguous input are, and the length of its last dimension.
+pub(crate) fn contiguous_rows(op: &str, layout: &Layout) -> Result<(Range<usize>, usize)> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!(
             "{op}: the input must be contiguous, its strides are {:?}",
@@ -26,7 +27,7 @@ fn contiguous_rows<'a, T>(op: &str, data: &'a [T], layout: &Layout) -> Result<(&
     let Some(&last) = layout.dims().last() else {
         bail!("{op}: a scalar has no last dimension")
     };
-    Ok((&data[start..end], last))
+    Ok((start..end, last))
 }
 
 /// Applies `f` to each row (the last dimension) of `data`, in parallel, into a new vector.

@@ -38,15 +38,10 @@ impl CustomOp1 for PrefixSum {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (elements, last) = contiguous_rows(self.name(), layout)?;
         let out = match storage {
-            CpuStorage::F32(data) => {
-                let (data, last) = contiguous_rows(self.name(), data, layout)?;
-                CpuStorage::F32(map_rows(data, last, row_f32))
-            }
-            CpuStorage::U32(data) => {
-                let (data, last) = contiguous_rows(self.name(), data, layout)?;
-                CpuStorage::U32(map_rows(data, last, row_u32))
-            }
+            CpuStorage::F32(data) => CpuStorage::F32(map_rows(&data[elements], last, row_f32)),
+            CpuStorage::U32(data) => CpuStorage::U32(map_rows(&data[elements], last, row_u32)),
             other => bail!(
                 "prefix-sum: dtype {:?} is not one of F32, U32",
                 other.dtype()

@@ -42,22 +42,20 @@ impl CustomOp1 for Softmax {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         fn rows<T: Copy + Default + Send + Sync>(
             data: &[T],
-            layout: &Layout,
+            last: usize,
             widen: impl Fn(T) -> f32 + Sync,
             narrow: impl Fn(f32) -> T + Sync,
-        ) -> Result<Vec<T>> {
-            let (data, last) = contiguous_rows("softmax", data, layout)?;
-            Ok(map_rows(data, last, |from, to| {
-                row(from, to, &widen, &narrow)
-            }))
+        ) -> Vec<T> {
+            map_rows(data, last, |from, to| row(from, to, &widen, &narrow))
         }
+        let (elements, last) = contiguous_rows(self.name(), layout)?;
         let out = match storage {
-            CpuStorage::F32(data) => CpuStorage::F32(rows(data, layout, |x| x, |x| x)?),
+            CpuStorage::F32(data) => CpuStorage::F32(rows(&data[elements], last, |x| x, |x| x)),
             CpuStorage::F16(data) => {
-                CpuStorage::F16(rows(data, layout, f16::to_f32, f16::from_f32)?)
+                CpuStorage::F16(rows(&data[elements], last, f16::to_f32, f16::from_f32))
             }
             CpuStorage::BF16(data) => {
-                CpuStorage::BF16(rows(data, layout, bf16::to_f32, bf16::from_f32)?)
+                CpuStorage::BF16(rows(&data[elements], last, bf16::to_f32, bf16::from_f32))
             }
             other => bail!(
                 "softmax: dtype {:?} is not one of F32, F16, BF16",

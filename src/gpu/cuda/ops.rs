@@ -2,26 +2,12 @@
 
 use super::{Kernels, WAVE, grid};
 use crate::gpu::{BLOCK, DeviceParams, slices};
+use crate::ops::contiguous_rows;
 use crate::params::SamplingParams;
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::{CudaStorage, Error, Layout, Result, bail};
-use std::ops::Range;
-
-/// The elements and the rows of a contiguous input.
-fn contiguous(op: &str, layout: &Layout) -> Result<(Range<usize>, usize, usize)> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!(
-            "{op}: the input must be contiguous, its strides are {:?}",
-            layout.stride()
-        )
-    };
-    let Some(&last) = layout.dims().last() else {
-        bail!("{op}: a scalar has no last dimension")
-    };
-    Ok((start..end, (end - start) / last.max(1), last))
-}
 
 pub(crate) fn softmax(storage: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
     match &storage.slice {
@@ -43,7 +29,7 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
 ) -> Result<CudaStorage> {
     /// As `SLICES_PER_WRITER` in kernels/softmax.hip.
     const SLICES_PER_WRITER: usize = 8;
-    let (elements, rows, last) = contiguous("softmax", layout)?;
+    let (elements, last) = contiguous_rows("softmax", layout)?;
     // SAFETY: the kernels write every element that exists.
     let mut out = unsafe { device.alloc::<T>(elements.len())? };
     if elements.is_empty() {
@@ -51,6 +37,7 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
     }
     let kernels = Kernels::of(device)?;
     let stream = device.cuda_stream();
+    let rows = elements.len() / last;
     let data = data.slice(elements);
     let summaries = rows * slices(last);
     // SAFETY: the first launch writes every summary.
@@ -112,7 +99,7 @@ fn prefix_sum_rows<T: CudaDType + DeviceRepr>(
     device: &CudaDevice,
     layout: &Layout,
 ) -> Result<CudaStorage> {
-    let (elements, rows, last) = contiguous("prefix-sum", layout)?;
+    let (elements, last) = contiguous_rows("prefix-sum", layout)?;
     // SAFETY: the first launch writes every element.
     let mut out = unsafe { device.alloc::<T>(elements.len())? };
     if elements.is_empty() {
@@ -120,6 +107,7 @@ fn prefix_sum_rows<T: CudaDType + DeviceRepr>(
     }
     let kernels = Kernels::of(device)?;
     let stream = device.cuda_stream();
+    let rows = elements.len() / last;
     let data = data.slice(elements);
     let chunks = last.div_ceil(BLOCK as usize);
     // SAFETY: the second launch writes every element.
