@@ -77,7 +77,10 @@ DEVICE u32 shuffle_up(u32 x, u32 delta) {
     u32 lane = lane_of_wave();
     return __builtin_amdgcn_ds_bpermute((int)((lane < delta ? lane : lane - delta) * 4), (int)x);
 }
-#if WAVE == 64
+#if !__has_builtin(__builtin_amdgcn_ballot_w32)
+// ROCm 5's clang: a comparison (33 is "not equal") whose result is every lane's.
+DEVICE u64 vote(bool x) { return __builtin_amdgcn_uicmp((u32)x, 0u, 33); }
+#elif WAVE == 64
 DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w64(x); }
 #else
 DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w32(x); }
