@@ -78,10 +78,13 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
 fn device(kind: DeviceKind) -> Result<Device> {
     match kind {
         DeviceKind::Cpu => Ok(Device::Cpu),
+        DeviceKind::Cuda if !cfg!(feature = "cuda") => {
+            anyhow::bail!("--device cuda: this build knows no GPU (add --features cuda to cargo's)")
+        }
         DeviceKind::Cuda => Device::new_cuda(0)
             .context("--device cuda: cannot open a CUDA device (try --device cpu)"),
         DeviceKind::Hip => {
-            anyhow::bail!("--device hip: this version samples on the CPU only (try --device cpu)")
+            anyhow::bail!("--device hip: this version has no AMD backend yet (try --device cpu)")
         }
         DeviceKind::Auto if candle_core::utils::cuda_is_available() => Ok(Device::new_cuda(0)?),
         DeviceKind::Auto => Ok(Device::Cpu),
