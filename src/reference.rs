@@ -41,7 +41,7 @@ pub fn kept(logits: &[f32], params: &SamplingParams) -> candle_core::Result<Vec<
         return Ok(vec![top.id()]);
     }
     let row = Row::new(logits, &params, top);
-    let bounds = row.bounds(&params);
+    let bounds = row.bounds(&params, top);
     let low = row.threshold(&bounds, bounds.low, top);
     Ok((0..logits.len() as u32)
         .filter(|&id| row.key(id) > low)
@@ -59,7 +59,7 @@ pub(crate) fn sample_row(
         return Ok(top.id());
     }
     let row = Row::new(logits, params, top);
-    let bounds = row.bounds(params);
+    let bounds = row.bounds(params, top);
 
     // Dual-pivot rejection: every kept token is above `low`, and `high` is inside.
     let (mut low, mut high) = (bounds.low, top);
@@ -164,12 +164,7 @@ impl<'a> Row<'a> {
             .sum()
     }
 
-    fn bounds(&self, params: &RowParams) -> Bounds {
-        let top = self
-            .ids()
-            .map(|id| self.key(id))
-            .max()
-            .expect("a row has tokens");
+    fn bounds(&self, params: &RowParams, top: Key) -> Bounds {
         let mut low = Key::LOWEST;
         if params.min_p_offset > f32::NEG_INFINITY {
             low = low.max(Key::below_logit(min_p_threshold(params, top.logit())));

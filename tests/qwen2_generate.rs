@@ -229,15 +229,21 @@ fn every_mistake_gets_one_clear_line() {
     }
 }
 
+/// A long text, its streams in our hands.
 #[cfg(unix)]
-#[test]
-fn ctrl_c_ends_the_text_with_the_summary() {
-    let mut child = Command::new(program())
+fn start() -> std::process::Child {
+    Command::new(program())
         .args(["-n", "1000"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("the example starts");
+        .expect("the example starts")
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_the_text_with_the_summary() {
+    let mut child = start();
     let mut out = child.stdout.take().expect("piped");
     let mut start = [0; 40];
     out.read_exact(&mut start).expect("text is streaming");
@@ -268,12 +274,7 @@ fn ctrl_c_ends_the_text_with_the_summary() {
 #[cfg(unix)]
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
-    let mut child = Command::new(program())
-        .args(["-n", "1000"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the example starts");
+    let mut child = start();
     let mut start = [0; 10];
     child
         .stdout

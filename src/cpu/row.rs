@@ -52,7 +52,7 @@ pub(super) unsafe fn sample_row<V: Lanes, T: Logit>(
             params.min_p_offset == f32::NEG_INFINITY && top_k.is_none_or(|k| k as usize > slices);
         let sum = !params.greedy && !renormalised && (params.top_p.is_some() || unbounded);
 
-        let (top, raw_sums) = first_pass::<V, T>(row, params.scale(), sum, workspace)?;
+        let top = first_pass::<V, T>(row, params.scale(), sum, workspace)?;
         if params.greedy || top.logit() == f32::INFINITY {
             return Ok(top.id());
         }
@@ -68,7 +68,7 @@ pub(super) unsafe fn sample_row<V: Lanes, T: Logit>(
             buffer: [0.0; SLICE],
             vector: std::marker::PhantomData,
         };
-        if raw_sums && scale.base == 0.0 {
+        if sum && scale.base == 0.0 {
             search.adopt_sums();
         }
 
@@ -106,7 +106,7 @@ unsafe fn first_pass<V: Lanes, T: Logit>(
     scale: Scale,
     sum: bool,
     ws: &mut Workspace,
-) -> Result<(Key, bool), RowError> {
+) -> Result<Key, RowError> {
     ws.largest.clear();
     ws.above.clear();
     ws.above_key = None;
@@ -141,7 +141,7 @@ unsafe fn first_pass<V: Lanes, T: Logit>(
         + z.iter()
             .position(|&x| x == logit)
             .expect("the slice's largest logit");
-    Ok((Key::new(logit, id as u32), sum))
+    Ok(Key::new(logit, id as u32))
 }
 
 /// Where the search starts, and what "inside" means; see [`crate::reference`].

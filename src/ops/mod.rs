@@ -13,7 +13,7 @@ pub use sample::sample;
 pub(crate) use sample::{Sample, Scratch, row_of};
 pub use softmax::{Softmax, softmax};
 
-use candle_core::{Layout, Result, Shape, bail};
+use candle_core::{Layout, Result, bail};
 use std::ops::Range;
 
 /// Where the elements of a contiguous input are, and the length of its last dimension.
@@ -43,8 +43,4 @@ where
         rows.for_each(|(from, to)| f(from, to));
     }
     out
-}
-
-fn same_shape(layout: &Layout) -> Shape {
-    layout.shape().clone()
 }

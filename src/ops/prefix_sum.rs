@@ -1,6 +1,6 @@
 //! Inclusive prefix sum over the last dimension.
 
-use super::{contiguous_rows, map_rows, same_shape};
+use super::{contiguous_rows, map_rows};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
@@ -47,7 +47,7 @@ impl CustomOp1 for PrefixSum {
                 other.dtype()
             ),
         };
-        Ok((out, same_shape(layout)))
+        Ok((out, layout.shape().clone()))
     }
 
     #[cfg(feature = "cuda")]
@@ -58,7 +58,7 @@ impl CustomOp1 for PrefixSum {
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         Ok((
             crate::gpu::cuda::prefix_sum(storage, layout)?,
-            same_shape(layout),
+            layout.shape().clone(),
         ))
     }
 }

@@ -11,9 +11,10 @@ pub(crate) use ops::{prefix_sum, softmax};
 pub(crate) use sample::{Logits, Rows};
 
 use super::rtc::{Compiler, NVRTC};
-use super::{BLOCK, cache, source};
+use super::{BLOCK, cache, slices, source};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, LaunchConfig,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, CudaView, DeviceRepr,
+    LaunchConfig, PushKernelArg,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
@@ -88,6 +89,61 @@ fn compile(context: &CudaContext) -> Result<Vec<u8>> {
     let key = format!("{}\0NVRTC {version:?}\0{source}", options.join("\0"));
     cache::get_or_compile(&key, || compiler.compile(&source, &options, &target))
         .map_err(Error::wrap)
+}
+
+/// Rows of logits in device memory, of one type.
+struct View<'a, T> {
+    data: CudaView<'a, T>,
+    rows: usize,
+    vocab: usize,
+    /// Elements from one row to the next.
+    stride: usize,
+}
+
+/// What the first read leaves of each slice of each row.
+struct Summaries {
+    largest: CudaSlice<f32>,
+    mass: CudaSlice<u64>,
+}
+
+impl Summaries {
+    fn new(device: &CudaDevice, rows: usize, vocab: usize) -> Result<Self> {
+        let count = (rows * slices(vocab)).max(1);
+        // SAFETY: the first read writes every summary before another kernel reads it.
+        unsafe {
+            Ok(Self {
+                largest: device.alloc(count)?,
+                mass: device.alloc(count)?,
+            })
+        }
+    }
+}
+
+impl Kernels {
+    /// The first read of kernels/sample.hip: every slice's largest logit and, where the parameters (one for each row,
+    /// or one that the rows share) want it, its mass.
+    fn launch_slices<T: DeviceRepr>(
+        &self,
+        stream: &CudaStream,
+        dtype: &str,
+        logits: &View<'_, T>,
+        params: &CudaSlice<u64>,
+        shared_params: bool,
+        summaries: &mut Summaries,
+    ) -> Result<()> {
+        let (stride, vocab) = (logits.stride as i64, logits.vocab as u32);
+        let shared_params = u32::from(shared_params);
+        let blocks = slices(logits.vocab).div_ceil((BLOCK / WAVE) as usize);
+        let function = self.function(&format!("slices_{dtype}"))?;
+        let mut launch = stream.launch_builder(&function);
+        launch.arg(&logits.data).arg(&stride).arg(&vocab);
+        launch.arg(params).arg(&shared_params);
+        launch.arg(&mut summaries.largest).arg(&mut summaries.mass);
+        // SAFETY: the arguments are those of `slices_*`; the view covers every row, and there is a summary for each slice
+        // of each row.
+        unsafe { launch.launch(grid(logits.rows * blocks)?) }.w()?;
+        Ok(())
+    }
 }
 
 /// `blocks` blocks in one dimension (CUDA allows 2³¹ − 1).

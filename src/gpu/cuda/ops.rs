@@ -1,6 +1,6 @@
 //! Softmax and prefix sum of contiguous rows.
 
-use super::{Kernels, WAVE, grid};
+use super::{Kernels, Summaries, View, grid};
 use crate::gpu::{BLOCK, DeviceParams, slices};
 use crate::ops::contiguous_rows;
 use crate::params::SamplingParams;
@@ -39,44 +39,30 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
     let stream = device.cuda_stream();
     let rows = elements.len() / last;
     let data = data.slice(elements);
-    let summaries = rows * slices(last);
-    // SAFETY: the first launch writes every summary.
-    let (mut largest, mut mass) = unsafe {
-        (
-            device.alloc::<f32>(summaries)?,
-            device.alloc::<u64>(summaries)?,
-        )
-    };
+    let mut summaries = Summaries::new(device, rows, last)?;
     let plain = SamplingParams::new().resolve().map_err(Error::wrap)?;
     let words = DeviceParams::from(&plain).words();
     let mut params = device.alloc_zeros::<u64>(words.len())?;
     device.memcpy_htod(&words, &mut params)?;
-    let (stride, vocab) = (last as i64, last as u32);
+    let logits = View {
+        data,
+        rows,
+        vocab: last,
+        stride: last,
+    };
+    kernels.launch_slices(&stream, dtype, &logits, &params, true, &mut summaries)?;
 
-    let function = kernels.function(&format!("slices_{dtype}"))?;
-    let mut launch = stream.launch_builder(&function);
-    launch
-        .arg(&data)
-        .arg(&stride)
-        .arg(&vocab)
-        .arg(&params)
-        .arg(&1u32);
-    launch.arg(&mut largest).arg(&mut mass);
-    let blocks = slices(last).div_ceil((BLOCK / WAVE) as usize);
-    // SAFETY: the arguments are those of `slices_*` in kernels/sample.hip.
-    unsafe { launch.launch(grid(rows * blocks)?) }.w()?;
-
+    let vocab = last as u32;
     let (scale, inverse) = (plain.scale, plain.inverse);
     let function = kernels.function(&format!("softmax_{dtype}"))?;
     let mut launch = stream.launch_builder(&function);
     launch
-        .arg(&data)
+        .arg(&logits.data)
         .arg(&vocab)
         .arg(&scale)
-        .arg(&inverse)
-        .arg(&largest)
-        .arg(&mass)
-        .arg(&mut out);
+        .arg(&inverse);
+    launch.arg(&summaries.largest).arg(&summaries.mass);
+    launch.arg(&mut out);
     // SAFETY: the arguments are those of `softmax_*` in kernels/softmax.hip.
     unsafe { launch.launch(grid(rows * slices(last).div_ceil(SLICES_PER_WRITER))?) }.w()?;
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))

@@ -1,9 +1,9 @@
 //! Sampling: what stays in device memory between calls, and the launches.
 
-use super::{Kernels, WAVE, grid};
-use crate::gpu::{BLOCK, DeviceParams, slices};
+use super::{Kernels, Summaries, View, grid};
+use crate::gpu::{DeviceParams, slices};
 use crate::params::RowParams;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr, PushKernelArg};
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::{CudaStorage, Result, bail};
 use half::{bf16, f16};
@@ -18,8 +18,7 @@ pub(crate) struct Rows {
     params: CudaSlice<u64>,
     /// Advanced by the kernels.
     positions: CudaSlice<u64>,
-    largest: CudaSlice<f32>,
-    mass: CudaSlice<u64>,
+    summaries: Summaries,
 }
 
 /// Words of one row's parameters.
@@ -38,9 +37,7 @@ pub(crate) struct Logits<'a> {
 impl Rows {
     /// Room for these rows on `device`, nothing uploaded yet.
     pub(crate) fn new(device: &CudaDevice, batch: usize, vocab: usize) -> Result<Self> {
-        let summaries = (batch * slices(vocab)).max(1);
-        // SAFETY: every element is written before a kernel reads it: parameters and positions by `upload`, because
-        // nothing is known, and the summaries by the first launch.
+        // SAFETY: `upload` writes every row before a kernel reads it, because nothing is known.
         unsafe {
             Ok(Self {
                 device: device.clone(),
@@ -48,8 +45,7 @@ impl Rows {
                 known: Vec::new(),
                 params: device.alloc(PARAM_WORDS * batch.max(1))?,
                 positions: device.alloc(batch.max(1))?,
-                largest: device.alloc(summaries)?,
-                mass: device.alloc(summaries)?,
+                summaries: Summaries::new(device, batch, vocab)?,
             })
         }
     }
@@ -58,7 +54,7 @@ impl Rows {
     pub(crate) fn fits(&self, device: &CudaDevice, batch: usize, vocab: usize) -> bool {
         self.device.id() == device.id()
             && self.positions.len() >= batch
-            && self.largest.len() >= batch * slices(vocab)
+            && self.summaries.largest.len() >= batch * slices(vocab)
     }
 
     /// Uploads the rows that have changed: all at first, then those that were replaced or moved.
@@ -140,34 +136,25 @@ impl Rows {
         ids: &mut CudaSlice<u32>,
     ) -> Result<()> {
         let end = logits.start + (logits.batch - 1) * logits.stride + logits.vocab;
-        let data: CudaView<'_, T> = data.slice(logits.start..end);
+        let view = View {
+            data: data.slice(logits.start..end),
+            rows: logits.batch,
+            vocab: logits.vocab,
+            stride: logits.stride,
+        };
         let (stride, vocab) = (logits.stride as i64, logits.vocab as u32);
         let stream = self.device.cuda_stream();
-
-        let blocks = slices(logits.vocab).div_ceil((BLOCK / WAVE) as usize);
-        let function = self.kernels.function(&format!("slices_{dtype}"))?;
-        let mut launch = stream.launch_builder(&function);
-        launch
-            .arg(&data)
-            .arg(&stride)
-            .arg(&vocab)
-            .arg(&self.params)
-            .arg(&0u32);
-        launch.arg(&mut self.largest).arg(&mut self.mass);
-        // SAFETY: the arguments are those of `slices_*` in kernels/sample.hip; the view covers every row, and the
-        // workspace holds a summary for each slice of each row.
-        unsafe { launch.launch(grid(logits.batch * blocks)?) }.w()?;
+        let summaries = &mut self.summaries;
+        self.kernels
+            .launch_slices(&stream, dtype, &view, &self.params, false, summaries)?;
 
         let function = self.kernels.function(&format!("draw_{dtype}"))?;
         let mut launch = stream.launch_builder(&function);
-        launch
-            .arg(&data)
-            .arg(&stride)
-            .arg(&vocab)
-            .arg(&self.params)
-            .arg(&mut self.positions);
-        launch.arg(&self.largest).arg(&mut self.mass).arg(ids);
-        // SAFETY: as above, for `draw_*`; there are as many ids and positions as rows.
+        launch.arg(&view.data).arg(&stride).arg(&vocab);
+        launch.arg(&self.params).arg(&mut self.positions);
+        launch.arg(&summaries.largest).arg(&mut summaries.mass);
+        launch.arg(ids);
+        // SAFETY: the arguments are those of `draw_*` in kernels/sample.hip; there are as many ids and positions as rows.
         unsafe { launch.launch(grid(logits.batch)?) }.w()?;
         Ok(())
     }
