@@ -3,12 +3,16 @@
 //! The kernels are in `kernels/`, HIP C++ that NVRTC and hipRTC both read. They are embedded here, compiled
 //! at first use for the GPU that is present, and kept on disk ([`cache`]).
 //!
+//! - [`launch`]: what runs with which grid and arguments, whatever the driver.
+//! - [`rows`]: a sampler's rows in device memory.
 //! - [`rtc`]: the run-time compilers, loaded when needed.
 //! - [`cache`]: compiled code on disk.
 //! - [`cuda`]: NVIDIA, on Candle's `cuda` device.
 
 mod cache;
 pub(crate) mod cuda;
+mod launch;
+mod rows;
 mod rtc;
 
 use crate::definition::weight::SLICE;

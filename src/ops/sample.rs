@@ -35,7 +35,7 @@ pub(crate) struct Scratch {
     /// One a thread.
     cpu: Vec<Workspace>,
     #[cfg(feature = "cuda")]
-    cuda: Option<crate::gpu::cuda::Rows>,
+    cuda: Option<crate::gpu::cuda::Sampling>,
 }
 
 pub(crate) struct Sample<'a> {
@@ -124,23 +124,16 @@ impl CustomOp1 for Sample<'_> {
         storage: &candle_core::CudaStorage,
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
-        use crate::gpu::cuda::{Logits, Rows};
-        let (batch, vocab, stride) = self.shape(layout)?;
+        use crate::gpu::cuda::Sampling;
+        let shape @ (batch, vocab, _) = self.shape(layout)?;
         let device = storage.device();
-        let rows = &mut self.scratch.borrow_mut().cuda;
-        let rows = match rows {
-            Some(rows) if rows.fits(device, batch, vocab) => rows,
-            _ => rows.insert(Rows::new(device, batch, vocab)?),
+        let sampling = &mut self.scratch.borrow_mut().cuda;
+        let sampling = match sampling {
+            Some(sampling) if sampling.fits(device, batch, vocab) => sampling,
+            _ => sampling.insert(Sampling::new(device, batch, vocab)?),
         };
         let start = layout.start_offset();
-        let logits = Logits {
-            storage,
-            start,
-            batch,
-            vocab,
-            stride,
-        };
-        let ids = rows.sample(logits, self.params, self.positions)?;
+        let ids = sampling.sample(storage, start, shape, self.params, self.positions)?;
         Ok((ids, Shape::from(batch)))
     }
 }

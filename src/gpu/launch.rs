@@ -1,0 +1,162 @@
+//! The launch plan: which kernels run with which grids and arguments, whatever the driver.
+
+use super::{BLOCK, slices};
+use candle_core::{DType, Result, bail};
+use std::ffi::c_void;
+
+/// A driver: memory, copies and launches in the order of one stream. It knows nothing of sampling.
+pub(crate) trait Gpu {
+    /// Device memory; dropped, it is freed after the work that was submitted before.
+    type Memory;
+
+    /// Lanes of a wave.
+    fn wave(&self) -> u32;
+
+    /// Memory for so many 64-bit words, with whatever was in it.
+    fn allocate(&self, words: usize) -> Result<Self::Memory>;
+
+    /// Where it begins, as kernels see it.
+    fn address(memory: &Self::Memory) -> u64;
+
+    /// Copies `words` to `memory`, from its word `at` on; has read them when it returns.
+    fn upload(&self, words: &[u64], memory: &mut Self::Memory, at: usize) -> Result<()>;
+
+    /// Launches so many blocks of [`BLOCK`] threads.
+    ///
+    /// # Safety
+    ///
+    /// The arguments must be the kernel's, and the addresses among them valid for what it does there.
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        blocks: usize,
+        arguments: &[Argument],
+    ) -> Result<()>;
+}
+
+/// A kernel's argument.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Argument {
+    /// Where something is on the device.
+    Address(u64),
+    U32(u32),
+    I64(i64),
+    F32(f32),
+}
+
+impl Argument {
+    /// Where the value is on the host, as launch functions want it.
+    pub(crate) fn value(&self) -> *mut c_void {
+        let value: *const c_void = match self {
+            Self::Address(x) => (x as *const u64).cast(),
+            Self::U32(x) => (x as *const u32).cast(),
+            Self::I64(x) => (x as *const i64).cast(),
+            Self::F32(x) => (x as *const f32).cast(),
+        };
+        value.cast_mut()
+    }
+}
+
+/// Rows of logits in device memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Logits {
+    /// Of the first row.
+    pub(crate) address: u64,
+    pub(crate) dtype: DType,
+    pub(crate) rows: usize,
+    pub(crate) vocab: usize,
+    /// Elements from one row to the next.
+    pub(crate) stride: usize,
+}
+
+/// The kernels for one dtype of logits.
+#[derive(Debug)]
+pub(crate) struct Kernels {
+    pub(crate) slices: &'static str,
+    pub(crate) draw: &'static str,
+    pub(crate) softmax: &'static str,
+}
+
+macro_rules! kernels {
+    ($dtype:literal) => {
+        Kernels {
+            slices: concat!("slices_", $dtype),
+            draw: concat!("draw_", $dtype),
+            softmax: concat!("softmax_", $dtype),
+        }
+    };
+}
+
+impl Kernels {
+    pub(crate) fn of(dtype: DType) -> Result<&'static Self> {
+        const F32: Kernels = kernels!("f32");
+        const F16: Kernels = kernels!("f16");
+        const BF16: Kernels = kernels!("bf16");
+        match dtype {
+            DType::F32 => Ok(&F32),
+            DType::F16 => Ok(&F16),
+            DType::BF16 => Ok(&BF16),
+            _ => bail!("logits have dtype {dtype:?}, expected F32, F16 or BF16"),
+        }
+    }
+}
+
+/// What the first read leaves of each slice of each row.
+pub(crate) struct Summaries<G: Gpu> {
+    slices: usize,
+    /// f32
+    largest: G::Memory,
+    /// u64
+    mass: G::Memory,
+}
+
+impl<G: Gpu> Summaries<G> {
+    pub(crate) fn new(gpu: &G, rows: usize, vocab: usize) -> Result<Self> {
+        let slices = (rows * slices(vocab)).max(1);
+        Ok(Self {
+            slices,
+            largest: gpu.allocate(slices.div_ceil(2))?,
+            mass: gpu.allocate(slices)?,
+        })
+    }
+
+    pub(crate) fn fit(&self, rows: usize, vocab: usize) -> bool {
+        self.slices >= rows * slices(vocab)
+    }
+
+    pub(crate) fn largest(&self) -> Argument {
+        Argument::Address(G::address(&self.largest))
+    }
+
+    pub(crate) fn mass(&self) -> Argument {
+        Argument::Address(G::address(&self.mass))
+    }
+
+    /// The first read of kernels/sample.hip: every slice's largest logit and, where the parameters (one for each row,
+    /// or one that the rows share) want it, its mass.
+    ///
+    /// # Safety
+    ///
+    /// The logits and the parameters must be where they are said to be, and the summaries fit.
+    pub(crate) unsafe fn read(
+        &mut self,
+        gpu: &G,
+        logits: &Logits,
+        params: &G::Memory,
+        shared_params: bool,
+    ) -> Result<()> {
+        let blocks = slices(logits.vocab).div_ceil((BLOCK / gpu.wave()) as usize);
+        let arguments = [
+            Argument::Address(logits.address),
+            Argument::I64(logits.stride as i64),
+            Argument::U32(logits.vocab as u32),
+            Argument::Address(G::address(params)),
+            Argument::U32(u32::from(shared_params)),
+            self.largest(),
+            self.mass(),
+        ];
+        let kernel = Kernels::of(logits.dtype)?.slices;
+        // SAFETY: the arguments are those of `slices_*`; the caller vouches for the addresses.
+        unsafe { gpu.launch(kernel, logits.rows * blocks, &arguments) }
+    }
+}

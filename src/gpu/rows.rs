@@ -1,0 +1,102 @@
+//! A sampler's rows in device memory: parameters, positions, workspace.
+
+use super::DeviceParams;
+use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
+use crate::params::RowParams;
+use candle_core::Result;
+
+/// Allocated once; what the host changes is uploaded before the next draw.
+pub(crate) struct Rows<G: Gpu> {
+    /// What the device has, as far as the host knows; a row that differs is uploaded.
+    known: Vec<(DeviceParams, u64)>,
+    params: G::Memory,
+    /// Advanced by the kernels.
+    positions: G::Memory,
+    capacity: usize,
+    summaries: Summaries<G>,
+}
+
+/// Words of one row's parameters.
+const PARAM_WORDS: usize = size_of::<DeviceParams>() / size_of::<u64>();
+
+impl<G: Gpu> Rows<G> {
+    /// Room for these rows, nothing uploaded yet.
+    pub(crate) fn new(gpu: &G, batch: usize, vocab: usize) -> Result<Self> {
+        Ok(Self {
+            known: Vec::new(),
+            params: gpu.allocate(PARAM_WORDS * batch.max(1))?,
+            positions: gpu.allocate(batch.max(1))?,
+            capacity: batch,
+            summaries: Summaries::new(gpu, batch, vocab)?,
+        })
+    }
+
+    /// Whether there is room for such logits.
+    pub(crate) fn fit(&self, batch: usize, vocab: usize) -> bool {
+        self.capacity >= batch && self.summaries.fit(batch, vocab)
+    }
+
+    /// Uploads the rows that have changed: all at first, then those that were replaced or moved.
+    fn upload(&mut self, gpu: &G, params: &[RowParams], positions: &[u64]) -> Result<()> {
+        let wanted = params.iter().map(DeviceParams::from);
+        let wanted = wanted.zip(positions.iter().copied());
+        if self.known.is_empty() {
+            let all: Vec<_> = wanted.collect();
+            let words: Vec<u64> = all.iter().flat_map(|(params, _)| params.words()).collect();
+            gpu.upload(&words, &mut self.params, 0)?;
+            gpu.upload(positions, &mut self.positions, 0)?;
+            self.known = all;
+            return Ok(());
+        }
+        for (row, (wanted, known)) in wanted.zip(&mut self.known).enumerate() {
+            if wanted.0 != known.0 {
+                gpu.upload(&wanted.0.words(), &mut self.params, row * PARAM_WORDS)?;
+            }
+            if wanted.1 != known.1 {
+                gpu.upload(&[wanted.1], &mut self.positions, row)?;
+            }
+            *known = wanted;
+        }
+        Ok(())
+    }
+
+    /// Draws one token a row into `ids`, a device address with room for them. Nothing waits.
+    ///
+    /// # Safety
+    ///
+    /// The logits must be where they are said to be, there must be room for the ids, and everything must stay there until
+    /// the stream has come by. These rows must have been made for as many.
+    pub(crate) unsafe fn sample(
+        &mut self,
+        gpu: &G,
+        logits: &Logits,
+        ids: u64,
+        params: &[RowParams],
+        positions: &[u64],
+    ) -> Result<()> {
+        let draw = Kernels::of(logits.dtype)?.draw;
+        if logits.rows == 0 {
+            return Ok(());
+        }
+        self.upload(gpu, params, positions)?;
+        let arguments = [
+            Argument::Address(logits.address),
+            Argument::I64(logits.stride as i64),
+            Argument::U32(logits.vocab as u32),
+            Argument::Address(G::address(&self.params)),
+            Argument::Address(G::address(&self.positions)),
+            self.summaries.largest(),
+            self.summaries.mass(),
+            Argument::Address(ids),
+        ];
+        // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*`.
+        unsafe {
+            self.summaries.read(gpu, logits, &self.params, false)?;
+            gpu.launch(draw, logits.rows, &arguments)?;
+        }
+        for (_, position) in &mut self.known {
+            *position = position.wrapping_add(1);
+        }
+        Ok(())
+    }
+}
