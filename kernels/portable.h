@@ -29,6 +29,7 @@ typedef long long i64;
 
 DEVICE u32 thread_index() { return threadIdx.x; }
 DEVICE u32 block_index() { return blockIdx.x; }
+DEVICE u32 block_index_y() { return blockIdx.y; }
 DEVICE void barrier() { __syncthreads(); }
 DEVICE u32 shuffle_xor(u32 x, u32 mask) { return __shfl_xor_sync(0xffffffffu, x, mask, WAVE); }
 DEVICE u32 shuffle_up(u32 x, u32 delta) { return __shfl_up_sync(0xffffffffu, x, delta, WAVE); }
@@ -60,6 +61,7 @@ DEVICE float half_to_float(u16 h) {
 #if defined(__HIP_DEVICE_COMPILE__) || defined(__AMDGCN__)
 DEVICE u32 thread_index() { return __builtin_amdgcn_workitem_id_x(); }
 DEVICE u32 block_index() { return __builtin_amdgcn_workgroup_id_x(); }
+DEVICE u32 block_index_y() { return __builtin_amdgcn_workgroup_id_y(); }
 DEVICE void barrier() {
     __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
     __builtin_amdgcn_s_barrier();

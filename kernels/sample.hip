@@ -28,15 +28,13 @@ DEVICE bool wants_sums(RowParams p, u32 vocab, u32 slices) {
     return p.top_p || unbounded;
 }
 
-// ---- First launch: a wave a slice. ----------------------------------------------------------------------------
+// ---- First launch: a wave a slice, a grid of rows × slices. ----------------------------------------------------------------------------
 
 template <typename T>
 DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params,
                       float *largest, u64 *mass) {
     u32 slices = (vocab + SLICE - 1) / SLICE;
-    u32 blocks = (slices + SLICES_PER_BLOCK - 1) / SLICES_PER_BLOCK;
-    u32 row = block_index() / blocks;
-    u32 j = block_index() % blocks * SLICES_PER_BLOCK + wave_index();
+    u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();
     if (j >= slices) return;
     RowParams p = params[shared_params ? 0 : row];
     float z[STEPS];

@@ -1,7 +1,8 @@
 //! What can be wrong with a parameter or with a row of logits.
 //!
-//! Public functions return [`candle_core::Result`]; these travel inside [`candle_core::Error`] and can be
-//! taken out again with [`candle_core::Error::downcast_ref`](candle_core::Error).
+//! Public functions return [`candle_core::Result`], and there these are the text of a [`candle_core::Error`]: Candle keeps of
+//! what it wraps no more than that. Who must tell cases apart has [`crate::SamplingParams::validate`], which returns a
+//! [`ParamError`] itself, and [`crate::Sampler::sample`], which marks rows with [`crate::INVALID_TOKEN`].
 
 /// A sampling parameter outside its range.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -27,6 +28,24 @@ pub enum RowError {
 }
 
 /// A row that cannot be sampled, reported by the synchronous calls.
+///
+/// It is the text of their [`candle_core::Error`], in the first line (a backtrace may follow), and cannot be taken out of it:
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_sampler::{INVALID_TOKEN, RowError, Sampler, SamplingParams, UnsampleableRow};
+///
+/// let logits = Tensor::new(&[[0f32, 1.0], [0.0, f32::NAN]], &Device::Cpu)?;
+/// let mut sampler = Sampler::new(&[SamplingParams::new(), SamplingParams::new()])?;
+/// let error = sampler.sample_to_vec(&logits).unwrap_err().to_string();
+/// let expected = UnsampleableRow { row: 1, reason: RowError::Nan };
+/// assert_eq!(error.lines().next(), Some("row 1 cannot be sampled: the logits contain NaN"));
+/// assert_eq!(error.lines().next(), Some(&*expected.to_string()));
+///
+/// // Without looking at a text:
+/// assert_eq!(sampler.sample(&logits)?.to_vec1::<u32>()?[1], INVALID_TOKEN);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("row {row} cannot be sampled: {reason}")]
 pub struct UnsampleableRow {

@@ -27,6 +27,9 @@
 //! With the feature `cuda` both work on Candle's CUDA tensors, where the logits stay on the GPU. The kernels are
 //! compiled at first use by NVRTC, and must agree with the CPU on every bit.
 //!
+//! With the feature `hip` a sampler can be put on an AMD GPU (module `hip`), by the same kernels, compiled by hipRTC. Candle
+//! has no AMD tensors, so it takes CPU tensors, or addresses in the GPU's memory.
+//!
 //! The numerics are Candle custom [`ops`]; [`mod@reference`] is the definition in plain Rust, and
 //! `docs/definition.md` tells it in prose.
 
@@ -36,8 +39,10 @@
 mod cpu;
 mod definition;
 mod error;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "hip"))]
 mod gpu;
+#[cfg(feature = "hip")]
+pub mod hip;
 #[cfg(test)]
 mod kernel_tests;
 mod logits_processor;

@@ -1,6 +1,8 @@
 //! The batched sampler: parameters and positions of the rows, and the op that draws.
 
 use crate::error::{RowError, UnsampleableRow};
+#[cfg(feature = "hip")]
+use crate::hip::HipDevice;
 use crate::ops::{Sample, Scratch, row_of};
 use crate::params::{RowParams, SamplingParams};
 use crate::{INVALID_TOKEN, ParamError};
@@ -48,6 +50,33 @@ impl Sampler {
             positions: vec![0; rows.len()],
             scratch: Scratch::default(),
         })
+    }
+
+    /// Draws the rows of CPU tensors on this GPU from now on (feature `hip`): [`Sampler::sample`] uploads them once, from
+    /// pinned memory, waits once, and gives the same ids as on the CPU, in a CPU tensor. For logits that are on the GPU
+    /// already, there is [`Sampler::sample_device`].
+    ///
+    /// The first sampler on a GPU compiles the kernels for it, or finds them on disk.
+    ///
+    /// Fails where they do not compile (no hipRTC, or one that does not know the GPU) and where HIP fails.
+    ///
+    /// ```
+    /// use candle_core::{Device, Tensor};
+    /// use candle_sampler::{Sampler, SamplingParams, hip::HipDevice};
+    ///
+    /// let mut sampler = Sampler::new(&[SamplingParams::new().top_k(40).seed(1)])?;
+    /// match HipDevice::new(0) {
+    ///     Ok(device) => sampler = sampler.on_hip(&device)?,
+    ///     Err(error) => println!("on the CPU then: {error}"),
+    /// }
+    /// let logits = Tensor::randn(0f32, 3., 1000, &Device::Cpu)?;
+    /// assert_eq!(sampler.sample(&logits)?.dims(), [1]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    #[cfg(feature = "hip")]
+    pub fn on_hip(mut self, device: &HipDevice) -> Result<Self> {
+        self.scratch.hip = Some(crate::gpu::hip::Sampling::new(device)?);
+        Ok(self)
     }
 
     /// The number of rows.
@@ -100,7 +129,8 @@ impl Sampler {
     /// because positions advance in device memory. [`Sampler::position`] does not see replays.
     ///
     /// Fails if the shape or the dtype is another, if the batch is not [`Sampler::batch_size`], and where the
-    /// device fails: no memory, no NVRTC.
+    /// device fails: no memory, no NVRTC. Positions stay then, and the sampler can be used again, unless the device is
+    /// lost: then every call fails.
     pub fn sample(&mut self, logits: &Tensor) -> Result<Tensor> {
         let strides = logits.stride();
         let adjacent = strides.last().is_none_or(|&s| s == 1);
@@ -113,10 +143,70 @@ impl Sampler {
         };
         let op = Sample::new(&self.params, &self.positions, &mut self.scratch);
         let ids = logits.apply_op1_no_bwd(&op)?;
+        self.advance();
+        Ok(ids)
+    }
+
+    /// Draws one token for each row of logits in a GPU's memory, for engines that have them there, without a Candle tensor
+    /// (feature `hip`). The ids, u32, go to `ids`, in the same memory: one a row, [`INVALID_TOKEN`] where a row cannot be
+    /// sampled. Positions advance as in [`Sampler::sample`], and the ids are the same.
+    ///
+    /// Everything happens on `stream`, a `hipStream_t` (null is the null stream), after what was submitted there before, and
+    /// nothing waits, but for rows whose parameters or positions have changed: HIP may wait for the stream to upload them.
+    /// Calls may use different streams: each call's work waits, on the GPU, for that of the call before. Graph capture is
+    /// not supported.
+    ///
+    /// Fails if the sampler is on no GPU ([`Sampler::on_hip`]), if the logits have another dtype or number of rows than
+    /// is expected or a vocabulary out of range, and where HIP fails, now or at work submitted earlier. Positions stay
+    /// then; what is in `ids` is not defined.
+    ///
+    /// # Safety
+    ///
+    /// - `stream` is alive, and of the GPU on which the sampler is.
+    /// - `logits.address` is aligned to its dtype and begins `(rows − 1) · stride + vocab` logits that the GPU can read.
+    /// - `ids` is aligned to 4 bytes and begins `rows` integers that the GPU can write, and that are no part of the logits.
+    /// - Until the stream has come by, both stay allocated, and nothing else writes to them.
+    ///
+    /// ```
+    /// use candle_core::{DType, Result};
+    /// use candle_sampler::{Sampler, hip::DeviceLogits};
+    /// use std::ffi::c_void;
+    ///
+    /// /// What an engine does with its `[batch, 151936]` f16 logits.
+    /// ///
+    /// /// # Safety
+    /// ///
+    /// /// Both buffers are in the GPU's memory, large enough, and stay until the stream has come by.
+    /// unsafe fn step(sampler: &mut Sampler, address: *const c_void, ids: *mut u32, stream: *mut c_void) -> Result<()> {
+    ///     let logits = DeviceLogits {
+    ///         address,
+    ///         dtype: DType::F16,
+    ///         rows: sampler.batch_size(),
+    ///         vocab: 151_936,
+    ///         stride: 151_936,
+    ///     };
+    ///     // SAFETY: as the caller says.
+    ///     unsafe { sampler.sample_device(logits, ids, stream) }
+    /// }
+    /// ```
+    #[cfg(feature = "hip")]
+    pub unsafe fn sample_device(
+        &mut self,
+        logits: crate::hip::DeviceLogits,
+        ids: *mut u32,
+        stream: *mut std::ffi::c_void,
+    ) -> Result<()> {
+        let op = Sample::new(&self.params, &self.positions, &mut self.scratch);
+        // SAFETY: the caller vouches for the addresses and the stream.
+        unsafe { op.hip_rows(&logits, ids, stream) }?;
+        self.advance();
+        Ok(())
+    }
+
+    fn advance(&mut self) {
         for position in &mut self.positions {
             *position = position.wrapping_add(1);
         }
-        Ok(ids)
     }
 
     /// [`Sampler::sample`] with the ids on the host.

@@ -13,7 +13,7 @@ use candle_sampler::{
     INVALID_TOKEN, LogitsProcessor, Sampler, Sampling, SamplingParams, TopKTopP, ops,
 };
 use common::oracle::{Filter, Oracle, chi_square};
-use common::{kinds, normal, real, rng, row};
+use common::{batch_of, kinds, mixed, normal, real, rng, row, sources};
 
 /// A device with a stream of its own (which can be captured), or none.
 fn gpu() -> Option<Device> {
@@ -28,52 +28,6 @@ fn gpu() -> Option<Device> {
             None
         }
     }
-}
-
-/// Parameters that differ in every field from row to row, all filters among them.
-fn mixed(rows: usize, vocab: usize) -> Vec<SamplingParams> {
-    let one = |i: usize| {
-        let t = [0.8, 1.5, 0.3, 1.0, 1e-5][i / 11 % 5];
-        let p = SamplingParams::new()
-            .temperature(t)
-            .seed(i as u64 * 7919 + 3);
-        let k = 1 + i * 37 % vocab;
-        match i % 11 {
-            0 => p,
-            1 => p.temperature(0.0),
-            2 => p.top_k(50),
-            3 => p.top_p(0.9),
-            4 => p.min_p(0.05),
-            5 => p.top_k(50).top_p(0.9),
-            6 => p.top_k(50).top_p(0.9).order(TopKTopP::Joint),
-            7 => p.top_k(k),
-            8 => p.top_k(k).top_p(0.7).min_p(0.001),
-            9 => p.top_p(0.999),
-            _ => p.top_k(k).top_p(0.5).order(TopKTopP::Joint),
-        }
-    };
-    (0..rows).map(one).collect()
-}
-
-/// Rows of every kind, real ones where the vocabulary is theirs, and rows that cannot be sampled.
-fn sources(vocab: usize) -> Tensor {
-    let mut rows: Vec<Vec<f32>> = kinds(vocab, 99).into_iter().map(|(_, row)| row).collect();
-    rows.push(normal(&mut rng(5), vocab, 3.0));
-    if vocab == 151_936 {
-        rows.extend(real());
-    }
-    let mut nan = normal(&mut rng(6), vocab, 1.0);
-    nan[vocab - 1] = f32::NAN;
-    rows.extend([nan, vec![f32::NEG_INFINITY; vocab], vec![3e6; vocab]]);
-    Tensor::stack(&rows.iter().map(|r| row(r)).collect::<Vec<_>>(), 0).expect("rows")
-}
-
-/// `batch` of the rows, each as often as it comes.
-fn batch_of(sources: &Tensor, batch: usize) -> Tensor {
-    let count = sources.dim(0).expect("rows");
-    let places: Vec<u32> = (0..batch).map(|i| (i * 5 % count) as u32).collect();
-    let places = Tensor::new(places, &Device::Cpu).expect("ids");
-    sources.index_select(&places, 0).expect("rows")
 }
 
 /// Draws `calls` times on both devices; returns the rows drawn.

@@ -21,6 +21,8 @@ fn run(args: &[&str]) -> Output {
     // No hub is at this address: whoever asks it learns at once that there is no network.
     let mut command = Command::new(program());
     command.args(args).env("HF_ENDPOINT", "http://127.0.0.1:9");
+    // Nor an AMD GPU: what `--device auto` does shall not depend on the machine.
+    command.env("HIP_VISIBLE_DEVICES", "-1");
     command.env(
         "HF_HOME",
         std::env::temp_dir().join("candle-sampler-empty-hub"),
@@ -44,6 +46,9 @@ fn text(args: &[&str]) -> String {
 fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
+
+/// How `--device auto` begins to say that it has looked for an AMD GPU and found none.
+const NO_GPU: &str = "--device auto takes the CPU: ";
 
 /// The smallest gap between the two largest logits on the way is 0.014, far above what another CPU's order of
 /// additions changes.
@@ -69,8 +74,10 @@ fn with_no_arguments_it_writes_sentences_and_says_how_fast() {
         "{out}"
     );
     assert!(common.iter().sum::<usize>() > 5, "{out}");
+    let mut lines = err.lines().skip_while(|line| line.starts_with(NO_GPU));
+    let model = lines.next().unwrap_or_default();
     assert!(
-        err.starts_with("tiny-austen") && err.contains("--model-id"),
+        model.starts_with("tiny-austen") && model.contains("--model-id"),
         "{err}"
     );
     for part in ["prompt tokens", "tokens/s", "ms forward", "ms sampling"] {
@@ -203,7 +210,22 @@ fn every_mistake_gets_one_clear_line() {
         ),
         (vec!["--prompt", &long], "the model's context 1024"),
         (vec!["--prompt", ""], "the prompt is empty"),
-        (vec!["--device", "hip"], "--device hip"),
+        (
+            vec!["--device", "hip", "--sampler", "candle"],
+            "--device hip needs --sampler candle-sampler",
+        ),
+        #[cfg(not(feature = "hip"))]
+        (
+            vec!["--device", "hip"],
+            "--device hip: this build knows no AMD GPU (add --features hip",
+        ),
+        #[cfg(feature = "hip")]
+        (
+            vec!["--device", "hip"],
+            "--device hip: hipGetDeviceCount failed: hipErrorNoDevice (100)",
+        ),
+        #[cfg(feature = "hip")]
+        (vec!["--device", "hip"], "is the amdgpu driver loaded"),
         #[cfg(not(feature = "cuda"))]
         (vec!["--device", "cuda"], "--features cuda"),
     ] {
@@ -211,9 +233,9 @@ fn every_mistake_gets_one_clear_line() {
         let said = errors(&output);
         let said: Vec<&str> = said
             .lines()
-            .filter(|line| !line.starts_with("tiny-austen"))
+            .filter(|line| !line.starts_with("tiny-austen") && !line.starts_with(NO_GPU))
             .collect();
-        assert!(!output.status.success(), "{args:?} succeeded");
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said:?}");
         assert!(
             said.len() == 1 && said[0].starts_with("error: "),
             "{args:?}: {said:#?}"
@@ -227,6 +249,25 @@ fn every_mistake_gets_one_clear_line() {
     for directory in [damaged, foreign, nonsense, weightless] {
         std::fs::remove_dir_all(directory).expect("removed");
     }
+}
+
+/// One line where an AMD GPU was looked for, none where the build knows none; the text is the CPU's either way.
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn auto_says_why_it_takes_the_cpu() {
+    let args = ["-n", "20", "--seed", "7"];
+    let auto = run(&[&args[..], &["--device", "auto"]].concat());
+    let said = errors(&auto);
+    let reasons: Vec<&str> = said.lines().filter(|l| l.starts_with(NO_GPU)).collect();
+    assert_eq!(reasons.len(), usize::from(cfg!(feature = "hip")), "{said}");
+    assert!(
+        reasons.iter().all(|r| r.contains("no AMD GPU is visible")),
+        "{said}"
+    );
+    let cpu = run(&[&args[..], &["--cpu"]].concat());
+    assert!(auto.status.success() && cpu.status.success(), "{said}");
+    assert_eq!(auto.stdout, cpu.stdout);
+    assert!(!errors(&cpu).contains(NO_GPU));
 }
 
 /// A long text, its streams in our hands.

@@ -9,7 +9,9 @@ pub enum DeviceKind {
     /// A GPU if there is one, else the CPU.
     Auto,
     Cpu,
+    /// Model and sampling on an NVIDIA GPU (needs --features cuda).
     Cuda,
+    /// Sampling on an AMD GPU, the model on the CPU: Candle has no AMD device (needs --features hip).
     Hip,
 }
 

@@ -1,7 +1,8 @@
 //! Who chooses the next token.
 
-use crate::args::{Args, SamplerKind};
-use anyhow::Result;
+use crate::args::{Args, DeviceKind, SamplerKind};
+use crate::one_line;
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_sampler::{LogitsProcessor, Sampler, Sampling};
 use candle_transformers::generation as candle;
@@ -18,12 +19,21 @@ pub enum Chooser {
 impl Chooser {
     pub fn new(args: &Args, device: &Device) -> Result<Self> {
         let ours = args.sampler == SamplerKind::CandleSampler;
+        match args.device() {
+            DeviceKind::Hip if !ours => {
+                bail!("--device hip needs --sampler candle-sampler: Candle has no AMD backend")
+            }
+            DeviceKind::Hip => return Self::on_amd(args).context("--device hip"),
+            DeviceKind::Auto if ours && device.is_cpu() && cfg!(feature = "hip") => {
+                match Self::on_amd(args) {
+                    Ok(chooser) => return Ok(chooser),
+                    Err(error) => eprintln!("--device auto takes the CPU: {}", one_line(&error)),
+                }
+            }
+            _ => (),
+        }
         if args.min_p.is_some() || (ours && device.is_cuda()) {
-            let mut sampler = Sampler::new(&[args.sampling()?])?;
-            // The first call on a GPU compiles the kernels; the text should not wait for that.
-            sampler.sample(&Tensor::zeros(1, DType::F32, device)?)?;
-            sampler.set_position(0, 0);
-            return Ok(Self::Batched(sampler));
+            return Self::batched(Sampler::new(&[args.sampling()?])?, device);
         }
         // The two enums are two types with the same variants.
         macro_rules! sampling {
@@ -49,6 +59,26 @@ impl Chooser {
                 Self::DropIn(LogitsProcessor::from_sampling(args.seed, sampling))
             }
         })
+    }
+
+    /// On the first AMD GPU, to which the CPU's logits go.
+    #[cfg(feature = "hip")]
+    fn on_amd(args: &Args) -> Result<Self> {
+        let gpu = candle_sampler::hip::HipDevice::new(0)?;
+        let sampler = Sampler::new(&[args.sampling()?])?.on_hip(&gpu)?;
+        Self::batched(sampler, &Device::Cpu)
+    }
+
+    #[cfg(not(feature = "hip"))]
+    fn on_amd(_: &Args) -> Result<Self> {
+        bail!("this build knows no AMD GPU (add --features hip to cargo's)")
+    }
+
+    fn batched(mut sampler: Sampler, device: &Device) -> Result<Self> {
+        // The first call on a GPU compiles the kernels; the text should not wait for that.
+        sampler.sample(&Tensor::zeros(1, DType::F32, device)?)?;
+        sampler.set_position(0, 0);
+        Ok(Self::Batched(sampler))
     }
 
     /// The next token, u32 `[1]`, on the logits' device.

@@ -24,15 +24,19 @@ fn main() -> ExitCode {
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Causes may have several lines (a backtrace, a JSON excerpt): the first says what happened.
-            let causes = error.chain().map(|cause| cause.to_string());
-            let lines: Vec<String> = causes
-                .map(|c| c.lines().next().unwrap_or_default().to_owned())
-                .collect();
-            eprintln!("error: {}", lines.join(": "));
+            eprintln!("error: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Causes may have several lines (a backtrace, a compiler's log): the first says what happened.
+fn one_line(error: &anyhow::Error) -> String {
+    let causes = error.chain().map(|cause| cause.to_string());
+    let lines: Vec<String> = causes
+        .map(|c| c.lines().next().unwrap_or_default().to_owned())
+        .collect();
+    lines.join(": ")
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -75,6 +79,7 @@ fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
+/// Where the model runs.
 fn device(kind: DeviceKind) -> Result<Device> {
     match kind {
         DeviceKind::Cpu => Ok(Device::Cpu),
@@ -83,10 +88,8 @@ fn device(kind: DeviceKind) -> Result<Device> {
         }
         DeviceKind::Cuda => Device::new_cuda(0)
             .context("--device cuda: cannot open a CUDA device (try --device cpu)"),
-        DeviceKind::Hip => {
-            anyhow::bail!("--device hip: this version has no AMD backend yet (try --device cpu)")
-        }
         DeviceKind::Auto if candle_core::utils::cuda_is_available() => Ok(Device::new_cuda(0)?),
-        DeviceKind::Auto => Ok(Device::Cpu),
+        // Candle has no AMD device: there the model runs on the CPU, and only the sampler on the GPU.
+        DeviceKind::Auto | DeviceKind::Hip => Ok(Device::Cpu),
     }
 }

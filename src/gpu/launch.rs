@@ -2,7 +2,6 @@
 
 use super::{BLOCK, slices};
 use candle_core::{DType, Result, bail};
-use std::ffi::c_void;
 
 /// A driver: memory, copies and launches in the order of one stream. It knows nothing of sampling.
 pub(crate) trait Gpu {
@@ -21,7 +20,7 @@ pub(crate) trait Gpu {
     /// Copies `words` to `memory`, from its word `at` on; has read them when it returns.
     fn upload(&self, words: &[u64], memory: &mut Self::Memory, at: usize) -> Result<()>;
 
-    /// Launches so many blocks of [`BLOCK`] threads.
+    /// Launches a grid of so many columns and rows of blocks, each of [`BLOCK`] threads.
     ///
     /// # Safety
     ///
@@ -29,9 +28,17 @@ pub(crate) trait Gpu {
     unsafe fn launch(
         &self,
         kernel: &'static str,
-        blocks: usize,
+        grid: [usize; 2],
         arguments: &[Argument],
     ) -> Result<()>;
+}
+
+/// The grid as drivers take it, if its columns are at most as many as this one allows; every driver allows 65,535 rows.
+pub(crate) fn checked([columns, rows]: [usize; 2], most: u32) -> Result<[u32; 2]> {
+    match (u32::try_from(columns), u16::try_from(rows)) {
+        (Ok(columns), Ok(rows)) if columns <= most => Ok([columns, u32::from(rows)]),
+        _ => bail!("a grid of {columns} × {rows} blocks is too large to launch: split the batch"),
+    }
 }
 
 /// A kernel's argument.
@@ -41,16 +48,19 @@ pub(crate) enum Argument {
     Address(u64),
     U32(u32),
     I64(i64),
+    #[cfg(feature = "cuda")]
     F32(f32),
 }
 
+#[cfg(feature = "hip")]
 impl Argument {
     /// Where the value is on the host, as launch functions want it.
-    pub(crate) fn value(&self) -> *mut c_void {
-        let value: *const c_void = match self {
+    pub(crate) fn value(&self) -> *mut std::ffi::c_void {
+        let value: *const std::ffi::c_void = match self {
             Self::Address(x) => (x as *const u64).cast(),
             Self::U32(x) => (x as *const u32).cast(),
             Self::I64(x) => (x as *const i64).cast(),
+            #[cfg(feature = "cuda")]
             Self::F32(x) => (x as *const f32).cast(),
         };
         value.cast_mut()
@@ -74,6 +84,7 @@ pub(crate) struct Logits {
 pub(crate) struct Kernels {
     pub(crate) slices: &'static str,
     pub(crate) draw: &'static str,
+    #[cfg(feature = "cuda")]
     pub(crate) softmax: &'static str,
 }
 
@@ -82,6 +93,7 @@ macro_rules! kernels {
         Kernels {
             slices: concat!("slices_", $dtype),
             draw: concat!("draw_", $dtype),
+            #[cfg(feature = "cuda")]
             softmax: concat!("softmax_", $dtype),
         }
     };
@@ -104,9 +116,9 @@ impl Kernels {
 /// What the first read leaves of each slice of each row.
 pub(crate) struct Summaries<G: Gpu> {
     slices: usize,
-    /// f32
+    /// f32, one a slice
     largest: G::Memory,
-    /// u64
+    /// u64, one a slice
     mass: G::Memory,
 }
 
@@ -157,6 +169,6 @@ impl<G: Gpu> Summaries<G> {
         ];
         let kernel = Kernels::of(logits.dtype)?.slices;
         // SAFETY: the arguments are those of `slices_*`; the caller vouches for the addresses.
-        unsafe { gpu.launch(kernel, logits.rows * blocks, &arguments) }
+        unsafe { gpu.launch(kernel, [logits.rows, blocks], &arguments) }
     }
 }

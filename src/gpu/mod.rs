@@ -7,11 +7,17 @@
 //! - [`rows`]: a sampler's rows in device memory.
 //! - [`rtc`]: the run-time compilers, loaded when needed.
 //! - [`cache`]: compiled code on disk.
-//! - [`cuda`]: NVIDIA, on Candle's `cuda` device.
+//! - `cuda`: NVIDIA, on Candle's `cuda` device.
+//! - `hip`: AMD, which Candle does not know.
 
 mod cache;
+#[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(feature = "hip")]
+pub(crate) mod hip;
 mod launch;
+#[cfg(test)]
+mod plan_tests;
 mod rows;
 mod rtc;
 

@@ -74,11 +74,36 @@ impl<G: Gpu> Rows<G> {
         params: &[RowParams],
         positions: &[u64],
     ) -> Result<()> {
-        let draw = Kernels::of(logits.dtype)?.draw;
+        let kernels = Kernels::of(logits.dtype)?;
         if logits.rows == 0 {
             return Ok(());
         }
-        self.upload(gpu, params, positions)?;
+        // SAFETY: the caller vouches for it all.
+        let drawn = self
+            .upload(gpu, params, positions)
+            .and_then(|()| unsafe { self.launch(gpu, kernels, logits, ids) });
+        match drawn {
+            Ok(()) => {
+                for (_, position) in &mut self.known {
+                    *position = position.wrapping_add(1);
+                }
+            }
+            // How far it got is not known: everything is uploaded again next time.
+            Err(_) => self.known.clear(),
+        }
+        drawn
+    }
+
+    /// # Safety
+    ///
+    /// As for [`Rows::sample`]; parameters and positions must have been uploaded.
+    unsafe fn launch(
+        &mut self,
+        gpu: &G,
+        kernels: &Kernels,
+        logits: &Logits,
+        ids: u64,
+    ) -> Result<()> {
         let arguments = [
             Argument::Address(logits.address),
             Argument::I64(logits.stride as i64),
@@ -92,11 +117,7 @@ impl<G: Gpu> Rows<G> {
         // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*`.
         unsafe {
             self.summaries.read(gpu, logits, &self.params, false)?;
-            gpu.launch(draw, logits.rows, &arguments)?;
+            gpu.launch(kernels.draw, [logits.rows, 1], &arguments)
         }
-        for (_, position) in &mut self.known {
-            *position = position.wrapping_add(1);
-        }
-        Ok(())
     }
 }

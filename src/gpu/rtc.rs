@@ -8,18 +8,20 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CompileError {
     /// The compiler's library is not on this machine.
-    #[error("cannot load {name} ({tried}): {cause}")]
-    Missing {
-        name: &'static str,
-        tried: String,
-        cause: libloading::Error,
-    },
+    #[error("cannot load {name}; install it, or add its folder to LD_LIBRARY_PATH: {tried}")]
+    Missing { name: &'static str, tried: String },
     /// A function failed.
     #[error("{function} failed: {message}")]
     Failed { function: String, message: String },
     /// The kernels do not compile.
-    #[error("the kernels do not compile for {target}:\n{log}")]
-    Rejected { target: String, log: String },
+    #[error(
+        "the kernels do not compile for {target} (a newer {name} may know it); {name} says:\n{log}"
+    )]
+    Rejected {
+        name: &'static str,
+        target: String,
+        log: String,
+    },
 }
 
 /// One compiler's names.
@@ -32,6 +34,7 @@ pub(super) struct Dialect {
     pub(super) code: &'static str,
 }
 
+#[cfg(feature = "cuda")]
 pub(super) const NVRTC: Dialect = Dialect {
     name: "NVRTC",
     libraries: &[
@@ -45,6 +48,14 @@ pub(super) const NVRTC: Dialect = Dialect {
     code: "CUBIN",
 };
 
+#[cfg(feature = "hip")]
+pub(super) const HIPRTC: Dialect = Dialect {
+    name: "hipRTC",
+    libraries: &["libhiprtc.so"],
+    prefix: "hiprtc",
+    code: "Code",
+};
+
 /// A loaded compiler.
 pub(super) struct Compiler {
     dialect: &'static Dialect,
@@ -54,19 +65,39 @@ pub(super) struct Compiler {
 type Program = *mut c_void;
 
 impl Compiler {
+    #[cfg(any(feature = "cuda", test))]
     pub(super) fn load(dialect: &'static Dialect) -> Result<Self, CompileError> {
-        let mut last = None;
-        for name in dialect.libraries {
-            // SAFETY: these libraries' initialisers have no preconditions.
-            match unsafe { Library::new(*name) } {
+        Self::load_with(dialect, &[])
+    }
+
+    /// The same, from one of `first` where one of them has it.
+    pub(super) fn load_with(
+        dialect: &'static Dialect,
+        first: &[String],
+    ) -> Result<Self, CompileError> {
+        let create = format!("{}CreateProgram", dialect.prefix);
+        let mut tried = Vec::new();
+        let first = first.iter().map(String::as_str);
+        for name in first.chain(dialect.libraries.iter().copied()) {
+            // SAFETY: these libraries' initialisers have no preconditions, and the function is not called.
+            let loaded = unsafe {
+                Library::new(name).and_then(|library| {
+                    library.get::<*const c_void>(create.as_bytes())?;
+                    Ok(library)
+                })
+            };
+            match loaded {
                 Ok(library) => return Ok(Self { dialect, library }),
-                Err(cause) => last = Some(cause),
+                // The loader's own words, which name the library.
+                Err(cause) => tried.push(match std::error::Error::source(&cause) {
+                    Some(cause) => cause.to_string(),
+                    None => format!("{name}: {cause}"),
+                }),
             }
         }
         Err(CompileError::Missing {
             name: dialect.name,
-            tried: dialect.libraries.join(", "),
-            cause: last.expect("a dialect names libraries"),
+            tried: tried.join("; "),
         })
     }
 
@@ -96,12 +127,15 @@ impl Compiler {
     fn describe(&self, status: c_int) -> String {
         type GetErrorString = unsafe extern "C" fn(c_int) -> *const c_char;
         let name = format!("{}GetErrorString", self.dialect.prefix);
-        // SAFETY: the function has this type, takes any status, and returns a static string.
-        unsafe {
-            match self.library.get::<GetErrorString>(name.as_bytes()) {
-                Ok(f) => CStr::from_ptr(f(status)).to_string_lossy().into_owned(),
-                Err(_) => format!("status {status}"),
-            }
+        // SAFETY: the function has this type, takes any status, and returns a static string, or null.
+        let text = unsafe {
+            let function = self.library.get::<GetErrorString>(name.as_bytes());
+            let text = function.map_or(std::ptr::null(), |f| f(status));
+            (!text.is_null()).then(|| CStr::from_ptr(text))
+        };
+        match text {
+            Some(text) => text.to_string_lossy().into_owned(),
+            None => format!("status {status}"),
         }
     }
 
@@ -147,13 +181,15 @@ impl Compiler {
             let code = match compiled {
                 Ok(()) => self.read(program, self.dialect.code),
                 Err(error) => Err(match self.read(program, "ProgramLog") {
-                    Ok(log) => CompileError::Rejected {
+                    Ok(log) if log.iter().any(u8::is_ascii_graphic) => CompileError::Rejected {
+                        name: self.dialect.name,
                         target: target.to_owned(),
                         log: String::from_utf8_lossy(&log)
                             .trim_end_matches(['\0', '\n'])
                             .to_owned(),
                     },
-                    Err(_) => error,
+                    // It has no words for it.
+                    _ => error,
                 }),
             };
             self.call("DestroyProgram", |f: Destroy| f(&mut program))?;
@@ -201,11 +237,12 @@ mod tests {
             .expect("there is none")
             .to_string();
         assert!(
-            error.starts_with("cannot load NVRTC (libno-such-compiler.so.1)"),
+            error.starts_with("cannot load NVRTC;") && error.contains("libno-such-compiler.so.1: "),
             "{error}"
         );
     }
 
+    #[cfg(feature = "cuda")]
     #[test]
     fn sources_compile_and_mistakes_show_the_log() {
         let compiler = match Compiler::load(&NVRTC) {

@@ -66,6 +66,8 @@ pub enum Sampling {
 /// [`crate::Sampler`]'s does: Candle's distribution, not its tokens. [`LogitsProcessor::sample_f`] still takes the
 /// probabilities through the host.
 ///
+/// Candle has no AMD device; with the feature `hip`, `on_hip` draws the rows of CPU tensors on one.
+///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use candle_sampler::LogitsProcessor;
@@ -81,13 +83,16 @@ pub struct LogitsProcessor {
     sampling: Sampling,
     /// Kept between calls.
     probabilities: Vec<f32>,
-    #[cfg(feature = "cuda")]
+    #[cfg(any(feature = "cuda", feature = "hip"))]
     seed: u64,
-    #[cfg(feature = "cuda")]
+    #[cfg(any(feature = "cuda", feature = "hip"))]
     on_device: Option<Box<crate::Sampler>>,
+    /// Whether that is for CPU tensors too.
+    #[cfg(any(feature = "cuda", feature = "hip"))]
+    on_hip: bool,
 }
 
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "hip"))]
 impl Sampling {
     /// The same distribution for a [`crate::Sampler`].
     fn params(&self) -> crate::SamplingParams {
@@ -118,10 +123,12 @@ impl LogitsProcessor {
             rng,
             sampling,
             probabilities: Vec::new(),
-            #[cfg(feature = "cuda")]
+            #[cfg(any(feature = "cuda", feature = "hip"))]
             seed,
-            #[cfg(feature = "cuda")]
+            #[cfg(any(feature = "cuda", feature = "hip"))]
             on_device: None,
+            #[cfg(any(feature = "cuda", feature = "hip"))]
+            on_hip: false,
         }
     }
 
@@ -136,32 +143,51 @@ impl LogitsProcessor {
         Self::from_sampling(seed, sampling)
     }
 
+    /// Samples the rows of CPU tensors on this GPU from now on (feature `hip`): Candle's distribution, and for a seed the
+    /// tokens of a [`crate::Sampler`], not Candle's. [`LogitsProcessor::sample_f`] and [`Sampling::GumbelSoftmax`] stay on
+    /// the CPU.
+    ///
+    /// Fails if a parameter is out of a [`crate::Sampler`]'s range, and as [`crate::Sampler::on_hip`] does.
+    #[cfg(feature = "hip")]
+    pub fn on_hip(mut self, device: &crate::hip::HipDevice) -> Result<Self> {
+        self.on_device = Some(Box::new(self.sampler()?.on_hip(device)?));
+        self.on_hip = true;
+        Ok(self)
+    }
+
+    /// A sampler with the same distribution.
+    #[cfg(any(feature = "cuda", feature = "hip"))]
+    fn sampler(&self) -> Result<crate::Sampler> {
+        crate::Sampler::new(&[self.sampling.params().seed(self.seed)])
+    }
+
     /// The next token for these logits.
     ///
     /// Fails where no token has a weight that can be drawn (a NaN, say, or nothing but −inf).
     pub fn sample(&mut self, logits: &Tensor) -> Result<u32> {
-        #[cfg(feature = "cuda")]
-        if logits.device().is_cuda() && !matches!(self.sampling, Sampling::GumbelSoftmax { .. }) {
+        #[cfg(any(feature = "cuda", feature = "hip"))]
+        if (self.on_hip || logits.device().is_cuda())
+            && !matches!(self.sampling, Sampling::GumbelSoftmax { .. })
+        {
             return self.sample_on_device(logits);
         }
         self.sample_f(logits, |_| {})
     }
 
-    /// With a [`crate::Sampler`] of one row: the logits stay where they are, and 4 bytes come back.
-    #[cfg(feature = "cuda")]
+    /// With a [`crate::Sampler`] of one row: the logits stay on the device, or go there once, and 4 bytes come back.
+    #[cfg(any(feature = "cuda", feature = "hip"))]
     fn sample_on_device(&mut self, logits: &Tensor) -> Result<u32> {
         let logits = match logits.dtype() {
             DType::F32 | DType::F16 | DType::BF16 => logits.clone(),
             _ => logits.to_dtype(DType::F32)?,
         };
-        let sampler = match &mut self.on_device {
+        let mut sampler = match self.on_device.take() {
             Some(sampler) => sampler,
-            none => {
-                let params = self.sampling.params().seed(self.seed);
-                none.insert(Box::new(crate::Sampler::new(&[params])?))
-            }
+            None => Box::new(self.sampler()?),
         };
-        Ok(sampler.sample_to_vec(&logits)?[0])
+        let ids = sampler.sample_to_vec(&logits);
+        self.on_device = Some(sampler);
+        Ok(ids?[0])
     }
 
     /// [`LogitsProcessor::sample`], with the probabilities passed through `f` after the softmax and before

@@ -3,7 +3,7 @@
 use crate::cpu::{self, Logit, Row, Workspace};
 use crate::params::{RowParams, SamplingParams};
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::cell::RefCell;
 
 /// Draws one token a row, given the rows' parameters and positions: the function that
@@ -36,6 +36,9 @@ pub(crate) struct Scratch {
     cpu: Vec<Workspace>,
     #[cfg(feature = "cuda")]
     cuda: Option<crate::gpu::cuda::Sampling>,
+    /// Where the host's rows are drawn, if not on the CPU.
+    #[cfg(feature = "hip")]
+    pub(crate) hip: Option<crate::gpu::hip::Sampling>,
 }
 
 pub(crate) struct Sample<'a> {
@@ -68,6 +71,11 @@ impl<'a> Sample<'a> {
                 bail!("sample: logits have shape {dims:?}, expected [batch, vocab] or [vocab]")
             }
         };
+        self.check(batch, vocab)?;
+        Ok((batch, vocab, stride))
+    }
+
+    fn check(&self, batch: usize, vocab: usize) -> Result<()> {
         if batch != self.params.len() {
             bail!(
                 "sample: the sampler has {} rows, the logits {batch}",
@@ -77,17 +85,22 @@ impl<'a> Sample<'a> {
         if !(1..=MAX_VOCAB).contains(&vocab) {
             bail!("sample: the vocabulary has {vocab} tokens, expected 1 to {MAX_VOCAB}")
         }
-        Ok((batch, vocab, stride))
+        Ok(())
     }
 
-    fn cpu_rows<T: Logit>(&self, data: &[T], layout: &Layout) -> Result<Vec<u32>> {
+    fn host_rows<T: Logit + WithDType>(&self, data: &[T], layout: &Layout) -> Result<Vec<u32>> {
         let (batch, vocab, stride) = self.shape(layout)?;
-        let workspaces = &mut self.scratch.borrow_mut().cpu;
+        let data = &data[layout.start_offset()..];
+        let scratch = &mut **self.scratch.borrow_mut();
+        #[cfg(feature = "hip")]
+        if let Some(hip) = &mut scratch.hip {
+            return hip.sample_host(data, (batch, vocab, stride), self.state());
+        }
+        let workspaces = &mut scratch.cpu;
         let threads = (batch * vocab / LOGITS_PER_THREAD).clamp(1, rayon::current_num_threads());
         if workspaces.len() < threads {
             workspaces.resize_with(threads, Workspace::default);
         }
-        let data = &data[layout.start_offset()..];
         let row = |i| Row {
             logits: &data[i * stride..][..vocab],
             params: &self.params[i],
@@ -96,6 +109,38 @@ impl<'a> Sample<'a> {
         let mut ids = vec![0; batch];
         cpu::sample_batch(row, &mut ids, &mut workspaces[..threads]);
         Ok(ids)
+    }
+
+    #[cfg(feature = "hip")]
+    fn state(&self) -> crate::gpu::hip::State<'_> {
+        crate::gpu::hip::State {
+            params: self.params,
+            positions: self.positions,
+        }
+    }
+
+    /// The op on rows that no tensor holds: they and the ids are in the memory of an AMD GPU.
+    ///
+    /// # Safety
+    ///
+    /// As for [`crate::Sampler::sample_device`].
+    #[cfg(feature = "hip")]
+    pub(crate) unsafe fn hip_rows(
+        &self,
+        logits: &crate::hip::DeviceLogits,
+        ids: *mut u32,
+        stream: *mut std::ffi::c_void,
+    ) -> Result<()> {
+        self.check(logits.rows, logits.vocab)?;
+        if logits.rows > 0 && (logits.address.is_null() || ids.is_null()) {
+            bail!("sample: the address of the logits or of the ids is null")
+        }
+        let hip = &mut self.scratch.borrow_mut().hip;
+        let Some(hip) = hip else {
+            bail!("sample: the sampler is on no AMD GPU (Sampler::on_hip puts it there)")
+        };
+        // SAFETY: the caller vouches for the addresses and the stream.
+        unsafe { hip.sample_device(logits, ids, stream, self.state()) }
     }
 }
 
@@ -106,9 +151,9 @@ impl CustomOp1 for Sample<'_> {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let ids = match storage {
-            CpuStorage::F32(data) => self.cpu_rows(data, layout)?,
-            CpuStorage::F16(data) => self.cpu_rows(data, layout)?,
-            CpuStorage::BF16(data) => self.cpu_rows(data, layout)?,
+            CpuStorage::F32(data) => self.host_rows(data, layout)?,
+            CpuStorage::F16(data) => self.host_rows(data, layout)?,
+            CpuStorage::BF16(data) => self.host_rows(data, layout)?,
             other => bail!(
                 "sample: logits have dtype {:?}, expected F32, F16 or BF16",
                 other.dtype()

@@ -32,6 +32,7 @@ enum Wait { BARRIER, SHUFFLE_XOR, SHUFFLE_UP, VOTE, FINISHED };
 // Implemented by the machine (machine.h).
 u32 thread_index();
 u32 block_index();
+u32 block_index_y();
 void wait_for_block(Site site);
 u64 wait_for_wave(Wait what, Site site, u32 operand, u32 argument);
 

@@ -78,7 +78,7 @@ struct Fiber {
 struct Machine {
     Fiber threads[BLOCK];
     std::function<void()> kernel;
-    u32 thread, block;
+    u32 thread, block, block_y;
     u64 random;
     // A barrier that does nothing, to see whether it would be missed.
     Site without;
@@ -98,6 +98,7 @@ inline Machine machine;
 
 u32 thread_index() { return machine.thread; }
 u32 block_index() { return machine.block; }
+u32 block_index_y() { return machine.block_y; }
 
 // xorshift64* (Vigna, 2016).
 UNCHECKED inline u64 next_random() {
@@ -202,13 +203,25 @@ UNCHECKED inline void run_wave(u32 wave) {
     }
 }
 
-// The linker's table of symbols tells where the SHARED variables are: they alone are local to a function (_ZZ…).
+// The linker's table of symbols tells where the SHARED variables are: they alone are local to a function (_ZZ…) and
+// writable. The table is in the file of the program, or of the library that the kernels were made into.
 inline void find_shared_memory() {
-    std::ifstream exe("/proc/self/exe", std::ios::binary);
-    std::vector<char> file((std::istreambuf_iterator<char>(exe)), std::istreambuf_iterator<char>());
-    auto find_base = [](dl_phdr_info *info, size_t, void *base) { return *(u64 *)base = info->dlpi_addr, 1; };
-    u64 base;
-    dl_iterate_phdr(find_base, &base);
+    struct Object {
+        u64 base;
+        const char *path;
+    } object = {};
+    auto find_own = [](dl_phdr_info *info, size_t, void *found) {
+        for (u32 i = 0; i < info->dlpi_phnum; i++) {
+            const Elf64_Phdr &part = info->dlpi_phdr[i];
+            if (part.p_type != PT_LOAD || (u64)&machine - info->dlpi_addr - part.p_vaddr >= part.p_memsz) continue;
+            *(Object *)found = {info->dlpi_addr, info->dlpi_name};
+            return 1;
+        }
+        return 0;
+    };
+    dl_iterate_phdr(find_own, &object);
+    std::ifstream own(*object.path ? object.path : "/proc/self/exe", std::ios::binary);
+    std::vector<char> file((std::istreambuf_iterator<char>(own)), std::istreambuf_iterator<char>());
     const Elf64_Ehdr *elf = (const Elf64_Ehdr *)file.data();
     const Elf64_Shdr *sections = (const Elf64_Shdr *)(file.data() + elf->e_shoff);
     for (u32 i = 0; i < elf->e_shnum; i++) {
@@ -217,8 +230,9 @@ inline void find_shared_memory() {
         const Elf64_Sym *symbols = (const Elf64_Sym *)(file.data() + sections[i].sh_offset);
         for (u64 s = 0; s < sections[i].sh_size / sizeof(Elf64_Sym); s++)
             if (symbols[s].st_info == ELF64_ST_INFO(STB_LOCAL, STT_OBJECT) &&
-                !strncmp(names + symbols[s].st_name, "_ZZ", 3))
-                machine.shared.push_back({(u64 *)(base + symbols[s].st_value), symbols[s].st_size / sizeof(u64)});
+                !strncmp(names + symbols[s].st_name, "_ZZ", 3) && sections[symbols[s].st_shndx].sh_flags & SHF_WRITE)
+                machine.shared.push_back(
+                    {(u64 *)(object.base + symbols[s].st_value), symbols[s].st_size / sizeof(u64)});
     }
 }
 
@@ -235,9 +249,10 @@ inline void start_machine(u64 seed, Site without) {
     find_shared_memory();
 }
 
-// kernel<<<blocks, BLOCK>>>.
-inline void launch(u32 blocks, std::function<void()> kernel) {
+// kernel<<<dim3(columns, rows), BLOCK>>>.
+inline void launch(u32 columns, u32 rows, std::function<void()> kernel) {
     machine.kernel = kernel;
+    u32 blocks = columns * rows;
     std::vector<u32> order(blocks);
     for (u32 i = 0; i < blocks; i++) {
         u32 other = (u32)(next_random() % (i + 1));
@@ -245,7 +260,8 @@ inline void launch(u32 blocks, std::function<void()> kernel) {
         order[other] = i;
     }
     for (u32 block : order) {
-        machine.block = block;
+        machine.block = block % columns;
+        machine.block_y = block / columns;
         // A block finds what an earlier one has left, or something that nobody wrote.
         if (next_random() >> 63) fill_shared_memory();
         u32 rounds = 0;

@@ -82,9 +82,9 @@ static void sample(FILE *file, const Case &c) {
     Buffer<u64> mass(c.rows * slices);
     Buffer<u32> ids(c.rows);
     const T *first = logits + c.offset;
-    launch(c.rows * ceil_div(slices, SLICES_PER_BLOCK),
+    launch(c.rows, ceil_div(slices, SLICES_PER_BLOCK),
            [&] { Kernels<T>::slices(first, c.stride, c.vocab, params, 0, largest, mass); });
-    launch(c.rows, [&] { Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, mass, ids); });
+    launch(c.rows, 1, [&] { Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, mass, ids); });
     write(ids);
     write(positions);
 }
@@ -98,10 +98,10 @@ static void softmax(FILE *file, const Case &c) {
     Buffer<u64> mass(c.rows * slices);
     Buffer<T> out((u64)c.rows * c.vocab);
     const T *first = logits + c.offset;
-    launch(c.rows * ceil_div(slices, SLICES_PER_BLOCK),
+    launch(c.rows, ceil_div(slices, SLICES_PER_BLOCK),
            [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, largest, mass); });
     float scale = params[0].scale, inverse = params[0].inverse;
-    launch(c.rows * ceil_div(slices, SLICES_PER_WRITER),
+    launch(c.rows * ceil_div(slices, SLICES_PER_WRITER), 1,
            [&] { Kernels<T>::softmax(first, c.vocab, scale, inverse, largest, mass, out); });
     write(out);
 }
@@ -112,9 +112,9 @@ static void prefix_sum(FILE *file, const Case &c, void (*scan_chunks)(const T *,
     Buffer<T> in = read_buffer<T>(file, c.elements);
     u32 chunks = ceil_div(c.vocab, BLOCK);
     Buffer<T> out((u64)c.rows * c.vocab), before(c.rows * chunks);
-    launch(c.rows * chunks, [&] { scan_chunks(in + c.offset, c.vocab, out); });
-    launch(ceil_div(c.rows, BLOCK), [&] { sum_totals(out, c.vocab, c.rows, before); });
-    launch(c.rows * chunks, [&] { add_before(c.vocab, before, out); });
+    launch(c.rows * chunks, 1, [&] { scan_chunks(in + c.offset, c.vocab, out); });
+    launch(ceil_div(c.rows, BLOCK), 1, [&] { sum_totals(out, c.vocab, c.rows, before); });
+    launch(c.rows * chunks, 1, [&] { add_before(c.vocab, before, out); });
     write(out);
 }
 

@@ -12,7 +12,7 @@ pub(crate) use ops::{prefix_sum, softmax};
 pub(crate) use sample::Sampling;
 
 use super::BLOCK;
-use super::launch::{Argument, Gpu};
+use super::launch::{Argument, Gpu, checked};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, SyncOnDrop,
 };
@@ -74,13 +74,10 @@ impl Gpu for Cuda {
     unsafe fn launch(
         &self,
         kernel: &'static str,
-        blocks: usize,
+        grid: [usize; 2],
         arguments: &[Argument],
     ) -> Result<()> {
-        // As many as a grid's first dimension allows.
-        let Some(blocks) = u32::try_from(blocks).ok().filter(|&b| b < 1 << 31) else {
-            bail!("the batch needs more than 2^31 blocks: split it")
-        };
+        let [columns, rows] = checked(grid, (1 << 31) - 1)?;
         let function = self.module.function(kernel)?;
         let mut launch = self.stream.launch_builder(&function);
         for argument in arguments {
@@ -92,7 +89,7 @@ impl Gpu for Cuda {
             };
         }
         let config = LaunchConfig {
-            grid_dim: (blocks, 1, 1),
+            grid_dim: (columns, rows, 1),
             block_dim: (BLOCK, 1, 1),
             shared_mem_bytes: 0,
         };

@@ -1,7 +1,7 @@
 //! Sampling: the rows of one sampler on one device.
 
 use super::{Cuda, address};
-use crate::gpu::launch::Logits;
+use crate::gpu::launch::{Kernels, Logits};
 use crate::gpu::rows::Rows;
 use crate::params::RowParams;
 use candle_core::backend::BackendStorage;
@@ -37,6 +37,7 @@ impl Sampling {
         positions: &[u64],
     ) -> Result<CudaStorage> {
         let Self { gpu, rows } = self;
+        Kernels::of(storage.dtype())?;
         // SAFETY: the second launch writes every id.
         let mut ids = unsafe { gpu.device.alloc::<u32>(batch)? };
         if batch > 0 {

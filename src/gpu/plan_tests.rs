@@ -1,0 +1,352 @@
+//! The launch plan as a driver gets it: a driver that does nothing writes it down.
+//!
+//! `scripts/emulate-amd` executes what it wrote:
+//!
+//!     CANDLE_SAMPLER_CASES=DIR cargo test --release --features hip --lib plan -- --ignored
+//!
+//! reads the `sample` cases of `tests/expected_cases.rs` and adds NAME.plan to each: memory in words, what is uploaded there and what is
+//! launched, for waves of 32 and of 64.
+
+use super::launch::{Argument, Gpu, Logits, checked};
+use super::rows::Rows;
+use super::{BLOCK, DeviceParams, slices, source};
+use crate::SamplingParams;
+use crate::params::{RowParams, TopKTopP};
+use candle_core::{DType, Result, bail};
+use serde_json::{Value, json};
+use std::cell::{Cell, RefCell};
+
+/// What [`Rows`] allocate, in this order.
+const NAMES: [&str; 4] = ["params", "positions", "largest", "mass"];
+const LOGITS: u64 = 1 << 60;
+const IDS: u64 = 1 << 61;
+
+#[derive(Default)]
+struct Recorder {
+    wave: u32,
+    /// Words of each allocation.
+    memory: RefCell<Vec<usize>>,
+    steps: RefCell<Vec<Value>>,
+    /// Launches fail.
+    broken: Cell<bool>,
+}
+
+impl Recorder {
+    fn new(wave: u32) -> Self {
+        Self {
+            wave,
+            ..Self::default()
+        }
+    }
+
+    /// The steps since this was last asked.
+    fn steps(&self) -> Vec<Value> {
+        self.steps.take()
+    }
+}
+
+fn name(address: u64) -> &'static str {
+    match address {
+        LOGITS => "logits",
+        IDS => "ids",
+        _ => NAMES[(address >> 40) as usize - 1],
+    }
+}
+
+fn describe(argument: &Argument) -> Value {
+    match argument {
+        Argument::Address(address) => json!(["address", name(*address)]),
+        Argument::U32(x) => json!(["u32", x]),
+        Argument::I64(x) => json!(["i64", x]),
+        #[cfg(feature = "cuda")]
+        Argument::F32(x) => json!(["f32", x]),
+    }
+}
+
+impl Gpu for Recorder {
+    type Memory = u64;
+
+    fn wave(&self) -> u32 {
+        self.wave
+    }
+
+    fn allocate(&self, words: usize) -> Result<u64> {
+        let mut memory = self.memory.borrow_mut();
+        memory.push(words);
+        Ok((memory.len() as u64) << 40)
+    }
+
+    fn address(memory: &u64) -> u64 {
+        *memory
+    }
+
+    fn upload(&self, words: &[u64], memory: &mut u64, at: usize) -> Result<()> {
+        let room = self.memory.borrow()[(*memory >> 40) as usize - 1];
+        assert!(at + words.len() <= room, "{}", name(*memory));
+        let step = json!({ "upload": words, "to": name(*memory), "at": at });
+        self.steps.borrow_mut().push(step);
+        Ok(())
+    }
+
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: [usize; 2],
+        arguments: &[Argument],
+    ) -> Result<()> {
+        if self.broken.get() {
+            bail!("no launches today")
+        }
+        let arguments: Vec<Value> = arguments.iter().map(describe).collect();
+        let step = json!({ "launch": kernel, "grid": grid, "arguments": arguments });
+        self.steps.borrow_mut().push(step);
+        Ok(())
+    }
+}
+
+fn logits(dtype: DType, rows: usize, vocab: usize, stride: usize) -> Logits {
+    Logits {
+        address: LOGITS,
+        dtype,
+        rows,
+        vocab,
+        stride,
+    }
+}
+
+fn draw(
+    rows: &mut Rows<Recorder>,
+    gpu: &Recorder,
+    logits: &Logits,
+    params: &[RowParams],
+    positions: &[u64],
+) -> Result<()> {
+    // SAFETY: nothing is launched, so nothing is read.
+    unsafe { rows.sample(gpu, logits, IDS, params, positions) }
+}
+
+fn params(seeds: &[u64]) -> Vec<RowParams> {
+    let params = |&seed| SamplingParams::new().top_p(0.9).seed(seed).resolve();
+    seeds.iter().map(|seed| params(seed).unwrap()).collect()
+}
+
+fn words(params: &[RowParams]) -> Vec<u64> {
+    let words = |row| DeviceParams::from(row).words();
+    params.iter().flat_map(words).collect()
+}
+
+/// Two launches over 5,000 tokens (10 slices), of which one reads `blocks` of slices.
+fn launches(rows: usize, blocks: usize) -> [Value; 2] {
+    let (logits, params) = (json!(["address", "logits"]), json!(["address", "params"]));
+    let [largest, mass] = ["largest", "mass"].map(|name| json!(["address", name]));
+    let (stride, vocab) = (json!(["i64", 5003]), json!(["u32", 5000]));
+    [
+        json!({
+            "launch": "slices_bf16",
+            "grid": [rows, blocks],
+            "arguments": [logits, stride, vocab, params, ["u32", 0], largest, mass],
+        }),
+        json!({
+            "launch": "draw_bf16",
+            "grid": [rows, 1],
+            "arguments": [
+                logits, stride, vocab, params, ["address", "positions"], largest, mass, ["address", "ids"]
+            ],
+        }),
+    ]
+}
+
+#[test]
+fn a_draw_is_two_uploads_and_two_launches() {
+    // Waves of a block, each with a slice: 16 of 32 lanes, 8 of 64.
+    for (wave, blocks) in [(32, 1), (64, 2)] {
+        let gpu = Recorder::new(wave);
+        let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
+        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 4 bytes, 8 bytes.
+        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 480, 30]);
+        let params = params(&[7, 8, 9]);
+        let logits = logits(DType::BF16, 3, 5000, 5003);
+        draw(&mut rows, &gpu, &logits, &params, &[1, u64::MAX, 1 << 40]).unwrap();
+        let [first, second] = launches(3, blocks);
+        let wanted = [
+            json!({ "upload": words(&params), "to": "params", "at": 0 }),
+            json!({ "upload": [1, u64::MAX, 1u64 << 40], "to": "positions", "at": 0 }),
+            first,
+            second,
+        ];
+        assert_eq!(gpu.steps(), wanted);
+    }
+}
+
+#[test]
+fn only_what_has_changed_is_uploaded() {
+    let gpu = Recorder::new(32);
+    let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
+    let logits = logits(DType::BF16, 3, 5000, 5003);
+    let (before, after) = (params(&[7, 8, 9]), params(&[7, 1, 9]));
+    draw(&mut rows, &gpu, &logits, &before, &[4, u64::MAX, 6]).unwrap();
+    gpu.steps();
+
+    // The kernels have advanced the positions.
+    draw(&mut rows, &gpu, &logits, &before, &[5, 0, 7]).unwrap();
+    assert_eq!(gpu.steps(), launches(3, 1));
+
+    draw(&mut rows, &gpu, &logits, &after, &[6, 0, 9]).unwrap();
+    let changed = [
+        json!({ "upload": words(&after[1..2]), "to": "params", "at": 5 }),
+        json!({ "upload": [0], "to": "positions", "at": 1 }),
+        json!({ "upload": [9], "to": "positions", "at": 2 }),
+    ];
+    assert_eq!(gpu.steps(), [&changed[..], &launches(3, 1)].concat());
+
+    // After a failure nobody knows what is there.
+    gpu.broken.set(true);
+    assert!(draw(&mut rows, &gpu, &logits, &after, &[7, 1, 10]).is_err());
+    assert!(gpu.steps().is_empty());
+    gpu.broken.set(false);
+    draw(&mut rows, &gpu, &logits, &after, &[7, 1, 10]).unwrap();
+    let all = [
+        json!({ "upload": words(&after), "to": "params", "at": 0 }),
+        json!({ "upload": [7, 1, 10], "to": "positions", "at": 0 }),
+    ];
+    assert_eq!(gpu.steps(), [&all[..], &launches(3, 1)].concat());
+}
+
+#[test]
+fn no_rows_are_no_launch_and_other_dtypes_an_error() {
+    let gpu = Recorder::new(64);
+    let mut rows = Rows::new(&gpu, 0, 5000).unwrap();
+    draw(
+        &mut rows,
+        &gpu,
+        &logits(DType::F32, 0, 5000, 5000),
+        &[],
+        &[],
+    )
+    .unwrap();
+    let wrong = logits(DType::F64, 0, 5000, 5000);
+    assert!(draw(&mut rows, &gpu, &wrong, &[], &[]).is_err());
+    assert!(gpu.steps().is_empty());
+}
+
+/// The kinds of a kernel's parameters, by its definition in the source; kernels are defined for all dtypes at once.
+fn parameters(source: &str, kernel: &str) -> Vec<&'static str> {
+    let (kernel, _) = kernel.rsplit_once('_').unwrap();
+    let (_, from) = source.split_once(&format!("{kernel}_##name(")).unwrap();
+    let (list, _) = from.split_once(')').unwrap();
+    let kind = |parameter: &str| match parameter.trim_start_matches(['\\', '\n', ' ']) {
+        pointer if pointer.contains('*') => "address",
+        x if x.starts_with("u32 ") => "u32",
+        x if x.starts_with("i64 ") => "i64",
+        x if x.starts_with("float ") => "f32",
+        other => panic!("{kernel}: {other}"),
+    };
+    list.split(',').map(kind).collect()
+}
+
+#[test]
+fn kernels_take_what_they_are_given() {
+    let source = source();
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let gpu = Recorder::new(32);
+        let mut rows = Rows::new(&gpu, 1, 100).unwrap();
+        let logits = logits(dtype, 1, 100, 100);
+        draw(&mut rows, &gpu, &logits, &params(&[1]), &[0]).unwrap();
+        let steps = gpu.steps();
+        let launches: Vec<_> = steps.iter().filter(|s| s["launch"].is_string()).collect();
+        assert_eq!(launches.len(), 2);
+        for launch in launches {
+            let given = launch["arguments"].as_array().unwrap();
+            let given: Vec<_> = given.iter().map(|x| x[0].as_str().unwrap()).collect();
+            let kernel = launch["launch"].as_str().unwrap();
+            assert_eq!(given, parameters(&source, kernel), "{kernel}");
+        }
+    }
+}
+
+#[test]
+fn grids_that_no_driver_takes_are_refused() {
+    let most = u32::MAX / BLOCK;
+    assert_eq!(
+        checked([most as usize, 65_535], most).unwrap(),
+        [most, 65_535]
+    );
+    for grid in [[most as usize + 1, 1], [1, 65_536], [usize::MAX, 1]] {
+        let error = checked(grid, most).unwrap_err().to_string();
+        assert!(error.contains("too large to launch"), "{error}");
+    }
+    // The largest vocabulary, in the largest waves.
+    let blocks = slices(1 << 24).div_ceil(BLOCK as usize / 64);
+    assert!(checked([1, blocks], most).is_ok());
+}
+
+/// `RowParams` of kernels/definition.h, in hexadecimal, as a sampler has them.
+fn row_params(hex: &str) -> RowParams {
+    let byte = |i| u8::from_str_radix(&hex[2 * i..][..2], 16).unwrap();
+    let word = |i: usize| u32::from_le_bytes(std::array::from_fn(|k| byte(4 * i + k)));
+    let wide = |i| u64::from(word(i)) | u64::from(word(i + 1)) << 32;
+    RowParams {
+        greedy: word(8) & 1 != 0,
+        scale: f32::from_bits(word(0)),
+        inverse: f32::from_bits(word(1)),
+        min_p_offset: f32::from_bits(word(2)),
+        top_k: word(3),
+        top_p: (wide(4) != 0).then(|| wide(4)),
+        order: match word(8) & 2 {
+            0 => TopKTopP::Joint,
+            _ => TopKTopP::Renormalised,
+        },
+        seed: wide(6),
+    }
+}
+
+/// What draws a case's tokens.
+fn plan(case: &Value, wave: u32) -> Value {
+    let integer = |field: &str| case[field].as_u64().unwrap() as usize;
+    let array = |field: &str| case[field].as_array().unwrap();
+    let dtype = match case["dtype"].as_str().unwrap() {
+        "f32" => DType::F32,
+        "f16" => DType::F16,
+        "bf16" => DType::BF16,
+        other => panic!("{other}"),
+    };
+    let (rows, vocab, stride) = (integer("rows"), integer("vocab"), integer("stride"));
+    let params = array("params")
+        .iter()
+        .map(|x| row_params(x.as_str().unwrap()));
+    let params: Vec<_> = params.collect();
+    let positions = array("positions").iter().map(|x| x.as_u64().unwrap());
+    let positions: Vec<_> = positions.collect();
+
+    let gpu = Recorder::new(wave);
+    let mut on_device = Rows::new(&gpu, rows, vocab).unwrap();
+    let logits = logits(dtype, rows, vocab, stride);
+    draw(&mut on_device, &gpu, &logits, &params, &positions).unwrap();
+    let memory = NAMES.iter().zip(gpu.memory.take());
+    let memory: serde_json::Map<_, _> = memory
+        .map(|(name, words)| (name.to_string(), json!(words)))
+        .collect();
+    json!({ "block": BLOCK, "memory": memory, "steps": gpu.steps() })
+}
+
+#[test]
+#[ignore = "writes files for other harnesses"]
+fn write_plans() {
+    let folder = std::env::var_os("CANDLE_SAMPLER_CASES").expect("CANDLE_SAMPLER_CASES=DIR");
+    let mut written = 0;
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("a file").path();
+        if path.extension().is_none_or(|ending| ending != "json") {
+            continue;
+        }
+        let case = std::fs::read_to_string(&path).expect("a case");
+        let case: Value = serde_json::from_str(&case).expect("a case");
+        if case["kind"] == "sample" {
+            let plans = json!({ "32": plan(&case, 32), "64": plan(&case, 64) });
+            std::fs::write(path.with_extension("plan"), format!("{plans:#}\n"))
+                .expect("a writable folder");
+            written += 1;
+        }
+    }
+    assert!(written > 0, "no cases");
+}
