@@ -5,35 +5,53 @@
 #define BLOCK 512u
 #define WAVES (BLOCK / WAVE)
 
-// The sum over all threads, for all threads. `scratch` holds WAVES + 1 words; calls may follow each other, because
-// the second barrier comes after the first thread has read and before anyone can write again.
-DEVICE u64 block_sum(u64 x, u64 *scratch) {
-    x = wave_sum(x);
-    if (lane_index() == 0) scratch[wave_index()] = x;
+#define MAX_SUMS 4u
+
+// Room for a few words a wave. The two halves take turns, so that one barrier a call is enough: who writes a half again has
+// passed the barrier of the call between, and so has everyone who read it.
+struct Scratch {
+    u64 words[2][MAX_SUMS * WAVES];
+};
+
+struct Block {
+    Scratch *scratch;
+    u32 turn;
+};
+
+DEVICE u64 *next_words(Block &b) { return b.scratch->words[b.turn ^= 1]; }
+
+// The sums of `n` values over all threads, for all threads.
+template <u32 n>
+DEVICE void block_sums(Block &b, u64 *x) {
+    u64 *words = next_words(b);
+    UNROLL for (u32 i = 0; i < n; i++) {
+        u64 sum = wave_sum(x[i]);
+        if (lane_index() == 0) words[i * WAVES + wave_index()] = sum;
+    }
     barrier();
-    u64 total = 0;
-    for (u32 w = 0; w < WAVES; w++) total += scratch[w];
-    barrier();
-    return total;
+    UNROLL for (u32 i = 0; i < n; i++) x[i] = wave_sum(lane_index() < WAVES ? words[i * WAVES + lane_index()] : 0);
 }
 
-DEVICE u64 block_max(u64 x, u64 *scratch) {
+DEVICE u64 block_sum(Block &b, u64 x) {
+    block_sums<1>(b, &x);
+    return x;
+}
+
+DEVICE u64 block_max(Block &b, u64 x) {
+    u64 *words = next_words(b);
     x = wave_max(x);
-    if (lane_index() == 0) scratch[wave_index()] = x;
+    if (lane_index() == 0) words[wave_index()] = x;
     barrier();
-    u64 most = 0;
-    for (u32 w = 0; w < WAVES; w++) most = scratch[w] > most ? scratch[w] : most;
-    barrier();
-    return most;
+    return wave_max(lane_index() < WAVES ? words[lane_index()] : 0);
 }
 
-// The sum over the threads before this one.
-DEVICE u64 block_prefix_before(u64 x, u64 *scratch) {
+// The sum over the threads before this one, and over all of them.
+DEVICE u64 block_prefix(Block &b, u64 x, u64 *total) {
+    u64 *words = next_words(b);
     u64 prefix = wave_prefix(x);
-    if (lane_index() == WAVE - 1) scratch[wave_index()] = prefix;
+    if (lane_index() == WAVE - 1) words[wave_index()] = prefix;
     barrier();
-    u64 before = 0;
-    for (u32 w = 0; w < wave_index(); w++) before += scratch[w];
-    barrier();
-    return before + prefix - x;
+    u64 waves = lane_index() < WAVES ? words[lane_index()] : 0;
+    *total = wave_sum(waves);
+    return wave_sum(lane_index() < wave_index() ? waves : 0) + prefix - x;
 }

@@ -76,7 +76,7 @@ DEVICE SliceScale slice_scale(Scale s, float max, float orders) {
 // 2^y relative to the slice's unit, as a float.
 DEVICE float unrounded(SliceScale s, float logit) {
     float z = logit - s.base;
-    z = z > s.floor ? z : s.floor;
+    z = at_least(z, s.floor);
     float rounded = fma_f32(z, s.scale, MAGIC);
     float f = fma_f32(z, s.scale, MAGIC - rounded);
     float p = float_of(0x3aaded1fu);
@@ -91,6 +91,7 @@ DEVICE float unrounded(SliceScale s, float logit) {
 
 DEVICE u32 weight(SliceScale s, float logit) { return round_u32(unrounded(s, logit)); }
 
+// A mass of the slice, a token's or a sum, in the row's unit.
 DEVICE u64 to_row_units(SliceScale s, u64 mass, u32 row_unit) {
     u32 down = row_unit - s.unit;
     if (down <= HEADROOM) return mass << (HEADROOM - down);
@@ -112,7 +113,7 @@ DEVICE u64 nucleus_limit(u64 top_p, u64 mass) { return mul_hi(top_p, mass) + (to
 DEVICE u64 philox(u64 seed, u64 position, u32 round) {
     u32 c0 = (u32)position, c1 = (u32)(position >> 32), c2 = round, c3 = 0;
     u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
-    for (int i = 0; i < 10; i++) {
+    ROLLED for (int i = 0; i < 10; i++) {
         u64 p0 = (u64)0xD2511F53u * c0, p1 = (u64)0xCD9E8D57u * c2;
         c0 = (u32)(p1 >> 32) ^ c1 ^ k0;
         c2 = (u32)(p0 >> 32) ^ c3 ^ k1;
@@ -128,7 +129,6 @@ DEVICE u64 philox(u64 seed, u64 position, u32 round) {
 
 #define GREEDY 1u
 #define RENORMALISED 2u
-#define MAX_ROUNDS 4u
 
 struct RowParams {
     float scale, inverse;

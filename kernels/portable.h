@@ -4,6 +4,9 @@
 // or hipcc for AMD, clang alone (no ROCm headers or libraries) for AMD, and a host C++17 compiler, for which
 // tests/harness/host.h supplies threads, waves and blocks. Nothing else in this folder asks who is compiling.
 //
+// KERNEL(threads, blocks) is a kernel for blocks of so many threads, of which a multiprocessor should hold so many: where registers are a matter
+// of choice (NVIDIA), that says how many a thread may have.
+//
 // WAVE is the number of lanes that run together: 32 on NVIDIA and RDNA, 64 on CDNA. The host passes it (-DWAVE=64).
 // Contraction is off for everyone (-fmad=false, -ffp-contract=off): a fused multiply-add is where fma_f32 stands.
 #pragma once
@@ -20,12 +23,19 @@ typedef long long i64;
 
 // Loops over a lane's tokens are unrolled, so that the tokens stay in registers.
 #define UNROLL _Pragma("unroll")
+// Loops whose reads should overlap.
+#define UNROLL_SOME _Pragma("unroll 4")
+// Other loops are not, where a block runs but once through its code: fetching instructions takes longer than running them.
+#define ROLLED _Pragma("unroll 1")
+// Likely, so that nothing is jumped over.
+#define LIKELY(x) __builtin_expect(x, 1)
 
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define GLOBAL
+#define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
 
 DEVICE u32 thread_index() { return threadIdx.x; }
 DEVICE u32 block_index() { return blockIdx.x; }
@@ -34,19 +44,38 @@ DEVICE void barrier() { __syncthreads(); }
 DEVICE u32 shuffle_xor(u32 x, u32 mask) { return __shfl_xor_sync(0xffffffffu, x, mask, WAVE); }
 DEVICE u32 shuffle_up(u32 x, u32 delta) { return __shfl_up_sync(0xffffffffu, x, delta, WAVE); }
 DEVICE u64 vote(bool x) { return __ballot_sync(0xffffffffu, x); }
+// Among the threads of a block; `on_device`, among all blocks.
 DEVICE u32 atomic_add(u32 *p, u32 x) { return atomicAdd(p, x); }
+DEVICE void atomic_add(u64 *p, u64 x) { atomicAdd(p, x); }
+DEVICE u32 atomic_add_on_device(u32 *p, u32 x) { return atomicAdd(p, x); }
+DEVICE void atomic_add_on_device(u64 *p, u64 x) { atomicAdd(p, x); }
+#if __CUDA_ARCH__ >= 800
+#define HAS_WAVE_REDUCE
+DEVICE u32 wave_max(u32 x) { return __reduce_max_sync(0xffffffffu, x); }
+DEVICE u32 wave_sum(u32 x) { return __reduce_add_sync(0xffffffffu, x); }
+// NaN if either is.
+DEVICE float larger(float a, float b) {
+    float most;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+    return most;
+}
+#define HAS_LARGER
+#endif
+// The same for all lanes of a wave, which a compiler may have to be told.
+DEVICE u32 uniform(u32 x) { return x; }
+DEVICE u32 count_bits(u64 x) { return (u32)__popcll((long long)x); }
+DEVICE u32 lowest_bit(u64 x) { return (u32)__ffsll((long long)x) - 1; }
 DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE float at_least(float x, float least) { return fmaxf(x, least); }
 DEVICE u32 round_u32(float x) { return __float2uint_rn(x); }
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 DEVICE u64 mul_hi(u64 a, u64 b) { return __umul64hi(a, b); }
 DEVICE double divide_f64(double a, double b) { return __ddiv_rn(a, b); }
 DEVICE float half_to_float(u16 h) {
-    // The exponents differ by 112; multiplying makes subnormals right as well, but not infinities and NaN.
-    u32 magnitude = h & 0x7fffu, sign = (u32)(h & 0x8000u) << 16;
-    float finite = float_of(magnitude << 13) * float_of(0x77800000u);
-    float special = float_of(0x7f800000u | magnitude << 13);
-    return float_of(sign | bits_of(finite < 65536.0f ? finite : special));
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
+    return x;
 }
 
 #elif defined(__AMDGCN__) || defined(__HIP__)
@@ -54,7 +83,9 @@ DEVICE float half_to_float(u16 h) {
 // Compiler builtins only, so that the ROCm headers may be there or not.
 #define DEVICE static __attribute__((device)) __attribute__((always_inline)) inline
 #define SHARED __attribute__((shared))
-#define KERNEL(threads) \
+// A pointer to the GPU's memory that comes from shared memory has to say so, or else it could point to either.
+#define GLOBAL __attribute__((address_space(1)))
+#define KERNEL(threads, blocks) \
     extern "C" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(threads, threads))) void
 
 // clang compiles the file for the host too and wants bodies there.
@@ -90,8 +121,21 @@ DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w32(x); }
 DEVICE u32 atomic_add(u32 *p, u32 x) {
     return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
 }
+DEVICE void atomic_add(u64 *p, u64 x) {
+    __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
+}
+DEVICE u32 atomic_add_on_device(u32 *p, u32 x) {
+    return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+}
+DEVICE void atomic_add_on_device(u64 *p, u64 x) {
+    __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+}
+DEVICE u32 uniform(u32 x) { return (u32)__builtin_amdgcn_readfirstlane((int)x); }
 #endif
+DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }
+DEVICE u32 lowest_bit(u64 x) { return (u32)__builtin_ctzll(x); }
 DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEVICE float at_least(float x, float least) { return x > least ? x : least; }
 DEVICE u32 round_u32(float x) { return (u32)__builtin_rintf(x); }
 DEVICE u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
 DEVICE float float_of(u32 x) { return __builtin_bit_cast(float, x); }
@@ -103,4 +147,26 @@ DEVICE float half_to_float(u16 h) { return (float)__builtin_bit_cast(_Float16, h
 
 #include "host.h"
 
+#endif
+
+// ---- The same for everyone, where a compiler has nothing better. --------------------------------------------
+
+#ifndef HAS_WAVE_REDUCE
+DEVICE u32 wave_max(u32 x) {
+    for (u32 mask = WAVE / 2; mask; mask /= 2) {
+        u32 y = shuffle_xor(x, mask);
+        x = y > x ? y : x;
+    }
+    return x;
+}
+
+DEVICE u32 wave_sum(u32 x) {
+    for (u32 mask = WAVE / 2; mask; mask /= 2) x += shuffle_xor(x, mask);
+    return x;
+}
+#endif
+
+#ifndef HAS_LARGER
+// NaN if either is.
+DEVICE float larger(float a, float b) { return a > b || a != a ? a : b; }
 #endif

@@ -44,10 +44,10 @@ DEVICE void add_before(u32 length, const T *before, T *out) {
 }
 
 #define PREFIX_SUM_KERNELS(name, T)                                                                                   \
-    KERNEL(BLOCK) scan_chunks_##name(const T *in, u32 length, T *out) { scan_chunk<T>(in, length, out); }             \
-    KERNEL(BLOCK)                                                                                                     \
+    KERNEL(BLOCK, 2) scan_chunks_##name(const T *in, u32 length, T *out) { scan_chunk<T>(in, length, out); }             \
+    KERNEL(BLOCK, 2)                                                                                                     \
     sum_totals_##name(const T *out, u32 length, u32 rows, T *before) { sum_totals<T>(out, length, rows, before); }    \
-    KERNEL(BLOCK) add_before_##name(u32 length, const T *before, T *out) { add_before<T>(length, before, out); }
+    KERNEL(BLOCK, 2) add_before_##name(u32 length, const T *before, T *out) { add_before<T>(length, before, out); }
 
 PREFIX_SUM_KERNELS(f32, float)
 PREFIX_SUM_KERNELS(u32, u32)

@@ -1,416 +1,391 @@
-// Dual-pivot rejection sampling: one token a row, by none, top-k, top-p, both, min-p.
+// Dual-pivot sampling: one token a row, by none, top-k, top-p, both, min-p.
 //
-// Two launches. `slices` reads the logits once, many blocks a row: of each slice of 512 tokens its largest logit and,
-// where the row's parameters want it, its mass. `draw`, one block a row, works on those summaries; whatever they leave
-// open (how many tokens, how much mass is above a pivot?) it settles by looking again at the slices whose
-// largest logit is above the pivot, and there are few of those for any pivot that matters.
+// Two launches, or four. `slices`, many blocks a row, reads the logits once (read.h). `draw`, one block a row, finds out from what that
+// leaves which tokens can be kept, gathers them in shared memory if they are few (gather.h), and draws by inverse CDF. If they may be
+// many, it takes a sample and sets two pivots (search.h); `look`, many blocks a row, sums what is above them and lists what is between
+// (look.h); and `draw` goes on from there.
 //
-// The procedure is docs/definition.md's, step for step; the CPU's counterpart is src/cpu/row.rs, and the two must agree on
-// every bit. Dual-pivot search: Ye et al., "Sorting-Free GPU Kernels for LLM Sampling" (FlashInfer, 2025); comparing
-// places in the total order instead of probabilities, and the integer masses, are this project's.
-#include "block.h"
+// What is drawn is docs/definition.md's, bit for bit; how the kept tokens are found is not part of it, and may change.
+#include "gather.h"
+#include "read.h"
+#include "search.h"
 
-#define INVALID_TOKEN 0xffffffffu
-#define SLICES_PER_BLOCK (BLOCK / WAVE)
-// Of this many candidates the k-th largest is found by ranking them in shared memory.
-#define CANDIDATES 1024u
+// Up to this many tokens are bounded by the slices' largest logits.
+#define MAX_K_BY_SLICES 160u
+// Up to this many are surely gathered, beyond perhaps not.
+#define MAX_K_GATHERED 1536u
 
-DEVICE bool has_top_k(RowParams p, u32 vocab) { return p.top_k < vocab; }
-DEVICE bool is_renormalised(RowParams p, u32 vocab) {
-    return has_top_k(p, vocab) && p.top_p && (p.flags & RENORMALISED);
-}
-DEVICE bool has_min_p(RowParams p) { return p.min_p_offset > NEG_INF; }
+// What a launch of `draw` is for: all rows to the end; or up to where another launch has to look; or, after that, on from there.
+enum Stage { ALL, MAY_LEAVE, RETURN };
+// What a finite logit is at least.
+#define LOWEST_LOGIT unrank((u32)(LOWEST_KEY >> 32) + 1)
+// No token yet.
+#define LEFT 0xfffffffeu
 
-// Whether the first read must also sum: for the nucleus, or to draw from the whole row.
-DEVICE bool wants_sums(RowParams p, u32 vocab, u32 slices) {
-    if (p.flags & GREEDY || is_renormalised(p, vocab)) return false;
-    bool unbounded = !has_min_p(p) && (!has_top_k(p, vocab) || p.top_k > slices);
-    return p.top_p || unbounded;
-}
-
-// ---- First launch: a wave a slice, a grid of rows × slices. ----------------------------------------------------------------------------
-
+// Turns the first launch's sums, in slice units, into shares of the row's mass.
 template <typename T>
-DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params,
-                      float *largest, u64 *mass) {
-    u32 slices = (vocab + SLICE - 1) / SLICE;
-    u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();
-    if (j >= slices) return;
-    RowParams p = params[shared_params ? 0 : row];
-    float z[STEPS];
-    load_slice(logits + row * stride, vocab, j, z);
-    float most = largest_of(z);
-    u64 sum = 0;
-    if (wants_sums(p, vocab, slices)) {
-        Scale scale = {0.0f, p.scale, p.inverse};
-        SliceScale s = slice_scale(scale, most, NEGLIGIBLE);
-        if (s.some) sum = mass_above_threshold(z, s, NEG_INF);
-    }
-    if (lane_index() == 0) {
-        largest[(u64)row * slices + j] = most;
-        mass[(u64)row * slices + j] = sum;
-    }
-}
-
-// ---- Second launch: a block a row. ----------------------------------------------------------------------------
-
-// What the block wants to know next about the tokens above a key.
-enum Question {
-    MANY,     // are there more than k? (then which is the k-th?)
-    KTH,      // the k-th is between `low` and `high`: is it above the middle?
-    SELECT,   // there are few between them: which is it?
-    NUCLEUS,  // what mass is top-p a share of?
-    DRAW,     // draw one
-    PIVOT_1,  // is the drawn token kept?
-    PIVOT_2,  // would a token halfway to `high` be?
-    BISECT,   // after MAX_ROUNDS: where exactly is the last that is kept?
-    DONE,
-};
-
-#define NO_LIMIT 0xffffffffffffffffull
-
-// The block's shared memory: where the search stands (written by the first thread between barriers), and room for the
-// block's sums. Kept here, the state costs no registers.
-struct Shared {
-    Question question;
-    u64 key;                      // what the question is about
-    u64 low, high;                // no kept token is at or below `low`; `high` is kept
-    u64 most_tokens, most_mass;   // a kept token has less than this above it
-    u64 bound;                    // below the top k, by the slices' maxima
-    u64 above_low, above_high;    // tokens above `low` and `high`, while the k-th is sought
-    u64 pivot_1;
-    u32 round;
-    u64 above_key, above_mass;    // what the masses in `above` are of; 0 is no key
-    u64 scratch[WAVES + 1];
-    u64 found;
-    u32 candidates;
-    u64 keys[CANDIDATES];
-};
-
-// A row after the first launch. All threads hold the same values; `largest` and `above` are in device memory.
-template <typename T>
-struct Search {
-    const T *row;
-    u32 vocab, slices;
-    const float *largest;
-    u64 *above;  // each slice's mass above the state's `above_key`, in row units
-    Scale scale;
-    u32 unit;  // of the row
-    Shared *shared;
-};
-
-template <typename T>
-DEVICE SliceScale scale_of(const Search<T> &s, u32 j) {
-    return slice_scale(s.scale, s.largest[j], NEGLIGIBLE);
-}
-
-// Publishes what one wave found to the block.
-template <typename T>
-DEVICE u64 publish(Search<T> &s, bool mine, u64 value) {
-    if (mine) s.shared->found = value;
-    barrier();
-    u64 x = s.shared->found;
-    barrier();
-    return x;
-}
-
-template <typename T>
-DEVICE u64 first_token(Search<T> &s, u32 j, float value) {
-    u64 key = wave_index() == 0 ? find_equal(s.row, s.vocab, j, value) : 0;
-    return publish(s, thread_index() == 0, key);
-}
-
-// The number of tokens above `key`.
-template <typename T>
-DEVICE u64 count_above(Search<T> &s, u64 key) {
-    u64 count = 0;
-    for (u32 j = wave_index(); j < s.slices; j += WAVES) {
-        float threshold;
-        if (!cut(j, s.largest[j], key, &threshold)) continue;
-        float z[STEPS];
-        load_slice(s.row, s.vocab, j, z);
-        mask_ties(j, key, z);
-        count += count_above_threshold(z, threshold);
-    }
-    return block_sum(lane_index() == 0 ? count : 0, s.shared->scratch);
-}
-
-template <typename T>
-DEVICE void remember(Search<T> &s, u64 key, u64 mass) {
-    if (thread_index() == 0) {
-        s.shared->above_key = key;
-        s.shared->above_mass = mass;
-    }
-    barrier();
-}
-
-// The mass above `key`; leaves each slice's share in `above`.
-template <typename T>
-DEVICE u64 mass_above(Search<T> &s, u64 key) {
-    if (s.shared->above_key == key) return s.shared->above_mass;
-    u64 total = 0;
-    for (u32 j = wave_index(); j < s.slices; j += WAVES) {
-        float threshold;
-        u64 mass = 0;
-        SliceScale scale = scale_of(s, j);
-        if (scale.some && cut(j, s.largest[j], key, &threshold)) {
+DEVICE void to_shares(Row<T> &row) {
+    if (uniform(row.shared->scale.base == 0.0f)) {
+        ROLLED for (u32 j = thread_index(); j < row.shared->slices; j += BLOCK) {
+            SliceScale s = scale_of(*row.shared, j);
+            row.shared->mass[j] = s.some ? to_row_units(s, row.shared->mass[j], row.shared->unit) : 0;
+        }
+    } else {
+        // Far from zero the sums are void: add the row up again.
+        ROLLED for (u32 j = wave_index(); j < row.shared->slices; j += WAVES) {
+            SliceScale s = scale_of(*row.shared, j);
             float z[STEPS];
-            load_slice(s.row, s.vocab, j, z);
-            mask_ties(j, key, z);
-            mass = to_row_units(scale, mass_above_threshold(z, scale, threshold), s.unit);
-        }
-        if (lane_index() == 0) s.above[j] = mass;
-        total += mass;
-    }
-    total = block_sum(lane_index() == 0 ? total : 0, s.shared->scratch);
-    remember(s, key, total);
-    return total;
-}
-
-// Turns the first launch's sums, in slice units, into row units.
-template <typename T>
-DEVICE void adopt_sums(Search<T> &s) {
-    u64 total = 0;
-    for (u32 j = thread_index(); j < s.slices; j += BLOCK) {
-        SliceScale scale = scale_of(s, j);
-        u64 mass = scale.some ? to_row_units(scale, s.above[j], s.unit) : 0;
-        s.above[j] = mass;
-        total += mass;
-    }
-    remember(s, LOWEST_KEY, block_sum(total, s.shared->scratch));
-}
-
-// A key below the top k: below the k-th largest of the slices' largest tokens, if there are k.
-template <typename T>
-DEVICE u64 kth_largest_slice(Search<T> &s, u32 k) {
-    if (k > s.slices) return LOWEST_KEY;
-    u64 found = 0;
-    bool mine = false;
-    for (u32 j = thread_index(); j < s.slices; j += BLOCK) {
-        // Slices stand in the order of their ids, so their indices break ties as the ids would.
-        u64 key = key_of(s.largest[j], j);
-        u32 before = 0;
-        for (u32 i = 0; i < s.slices; i++) before += key_of(s.largest[i], i) > key;
-        if (before == k - 1) {
-            found = key;
-            mine = true;
-        }
-    }
-    u64 kth = publish(s, mine, found);
-    float most = key_logit(kth);
-    if (most == NEG_INF) return LOWEST_KEY;
-    return first_token(s, key_id(kth), most) - 1;
-}
-
-// The greatest key below the k-th largest of the tokens in (low, high], of which there are at most CANDIDATES.
-template <typename T>
-DEVICE u64 select_kth(Search<T> &s, u32 k, u64 low, u64 high) {
-    if (thread_index() == 0) s.shared->candidates = 0;
-    barrier();
-    for (u32 j = wave_index(); j < s.slices; j += WAVES) {
-        float threshold;
-        if (!cut(j, s.largest[j], low, &threshold)) continue;
-        float z[STEPS];
-        load_slice(s.row, s.vocab, j, z);
-        mask_ties(j, low, z);
-        UNROLL for (u32 i = 0; i < STEPS; i++) {
-            u64 key = z[i] > threshold ? key_of(z[i], j * SLICE + i * WAVE + lane_index()) : 0;
-            if (key && key <= high) s.shared->keys[atomic_add(&s.shared->candidates, 1)] = key;
+            load_slice(logits_of(row), row.shared->vocab, j, z);
+            u64 sum = s.some ? to_row_units(s, mass_of(z, s), row.shared->unit) : 0;
+            if (lane_index() == 0) row.shared->mass[j] = sum;
         }
     }
     barrier();
-    u32 candidates = s.shared->candidates;
-    const u64 *keys = s.shared->keys;
-    u64 found = 0;
-    bool mine = false;
-    for (u32 i = thread_index(); i < candidates; i += BLOCK) {
-        u32 before = 0;
-        for (u32 c = 0; c < candidates; c++) before += keys[c] > keys[i];
-        if (before == k - 1) {
-            found = keys[i];
-            mine = true;
-        }
-    }
-    return publish(s, mine, found) - 1;
 }
 
-// Inverse CDF, ids ascending, over the tokens above `low`, whose masses are in `above`: the key of the token drawn.
 template <typename T>
-DEVICE u64 draw_above(Search<T> &s, u64 low, u64 random) {
-    u64 r = mul_hi(random, s.shared->above_mass);
-    // Each thread sums a run of slices; the run that holds r is walked by its thread.
-    u32 run = (s.slices + BLOCK - 1) / BLOCK;
-    u32 first = thread_index() * run;
-    u32 last = first + run < s.slices ? first + run : s.slices;
+DEVICE u64 sum_of_shares(Row<T> &row) {
     u64 sum = 0;
-    for (u32 j = first; j < last; j++) sum += s.above[j];
-    u64 before = block_prefix_before(sum, s.shared->scratch);
+    ROLLED for (u32 j = thread_index(); j < row.shared->slices; j += BLOCK) sum += row.shared->mass[j];
+    return block_sum(row.block, sum);
+}
+
+// Inverse CDF, ids ascending, by the slices' shares in row.shared->mass: of all tokens, or of those above `low`.
+template <typename T>
+DEVICE u32 draw_by_shares(Row<T> &row, bool all, u64 low) {
+    // Each thread sums a run of slices; the thread whose run holds r walks it.
+    u32 run = (row.shared->slices + BLOCK - 1) / BLOCK, first = thread_index() * run;
+    u32 last = first + run < row.shared->slices ? first + run : row.shared->slices;
+    u64 sum = 0, total;
+    ROLLED for (u32 j = first; j < last; j++) sum += row.shared->mass[j];
+    u64 before = block_prefix(row.block, sum, &total), r = mul_hi(row.shared->random, total);
     bool mine = before <= r && r - before < sum;
-    u32 drawn = 0;
+    u32 drawn = first;
     u64 rest = r - before;
     if (mine)
-        for (drawn = first; rest >= s.above[drawn]; drawn++) rest -= s.above[drawn];
-    drawn = (u32)publish(s, mine, drawn);
-    rest = publish(s, mine, rest);
-    SliceScale scale = scale_of(s, drawn);
-    u64 target = first_above(scale, rest, s.unit);
-    u64 key = wave_index() == 0 ? find_sum(s.row, s.vocab, drawn, scale, low, target) : 0;
-    return publish(s, thread_index() == 0, key);
-}
-
-// Takes the block's answer and puts the next question. One thread runs this.
-DEVICE void next_question(Shared &st, const RowParams &p, u64 top, u64 count, u64 mass, u64 found) {
-    bool kept = count < st.most_tokens && mass < st.most_mass;
-    u64 middle;
-    switch (st.question) {
-    case MANY:
-        st.above_low = count;
-        st.question = count > p.top_k ? KTH : NUCLEUS;
-        break;
-    case KTH:
-        if (count >= p.top_k) {
-            st.low = st.key;
-            st.above_low = count;
-        } else {
-            st.high = st.key;
-            st.above_high = count;
-        }
-        break;
-    case SELECT:
-        st.low = found;
-        st.question = NUCLEUS;
-        break;
-    case NUCLEUS:
-        if (p.top_p) st.most_mass = nucleus_limit(p.top_p, mass);
-        if (st.bound > st.low) st.low = st.bound;
-        if (has_min_p(p)) {
-            // The greatest place below every token at the threshold or above it.
-            u64 below = ((u64)rank_of(key_logit(top) + p.min_p_offset) << 32) - 1;
-            if (below > st.low) st.low = below;
-        }
-        st.high = top;
-        st.question = DRAW;
-        break;
-    case DRAW:
-        st.pivot_1 = found;
-        // With no limit every token above `low` is kept; after the search, too.
-        st.question = st.round == MAX_ROUNDS || (st.most_tokens == NO_LIMIT && st.most_mass == NO_LIMIT)
-                          ? DONE
-                          : PIVOT_1;
-        break;
-    case PIVOT_1:
-        st.question = kept ? DONE : PIVOT_2;
-        break;
-    case PIVOT_2:
-        st.low = kept ? st.pivot_1 : st.key;
-        st.high = kept ? st.key : st.high;
-        st.round++;
-        st.question = st.round < MAX_ROUNDS ? DRAW : BISECT;
-        break;
-    default:  // BISECT
-        st.low = kept ? st.low : st.key;
-        st.high = kept ? st.key : st.high;
-        break;
+        ROLLED for (; rest >= row.shared->mass[drawn]; drawn++) rest -= row.shared->mass[drawn];
+    if (mine) {
+        row.shared->result[0] = drawn;
+        row.shared->result[1] = rest;
     }
-    if (st.question == KTH && st.above_low - st.above_high <= CANDIDATES) st.question = SELECT;
-    if (st.question == BISECT && st.high - st.low <= 1) st.question = DRAW;
-    middle = midpoint(st.question == PIVOT_2 ? st.pivot_1 : st.low, st.high);
-    st.key = st.question == PIVOT_1                                                                  ? st.pivot_1
-             : st.question == PIVOT_2 || st.question == KTH || st.question == BISECT ? middle
-                                                                                     : st.low;
+    barrier();
+    drawn = (u32)row.shared->result[0];
+    rest = row.shared->result[1];
+    u64 target = all ? first_above(scale_of(*row.shared, drawn), rest, row.shared->unit) : rest + 1;
+    return find_sum(row, drawn, all, low, target);
 }
 
-// The search is one loop with one place that counts, one that sums and one that draws: code of this size, inlined at
-// every question, would not fit the registers.
+// The questions in turn, to a list of all tokens from `bound` on, those that can be kept among them: which is the k-th, which the last of
+// the nucleus, which is drawn? False if the bound, an estimate, turns out to be too high.
 template <typename T>
-DEVICE u32 draw_inside(Search<T> &s, const RowParams &p, u64 top, u64 position) {
-    Shared &st = *s.shared;
-    bool renormalised = is_renormalised(p, s.vocab);
-    u64 bound = has_top_k(p, s.vocab) ? kth_largest_slice(s, p.top_k) : LOWEST_KEY;
-    if (thread_index() == 0) {
-        st.question = renormalised ? MANY : NUCLEUS;
-        st.key = st.low = renormalised ? bound : LOWEST_KEY;
-        st.high = top;
-        st.bound = bound;
-        st.most_tokens = has_top_k(p, s.vocab) && !renormalised ? p.top_k : NO_LIMIT;
-        st.most_mass = NO_LIMIT;
-        st.above_low = st.above_high = 0;
-        st.round = 0;
+DEVICE bool draw_from_list(Row<T> &row, const RowParams &p, bool estimated, float bound, u32 *id) {
+    enum { KTH, NUCLEUS, DRAWN };
+    Candidates &list = row.shared->list;
+    u64 low = ((u64)rank_of(bound) << 32) - 1, guess = row.shared->aimed ? row.shared->high : 0;
+    ROLLED for (u32 ask = has_top_k(p, row.shared->vocab) ? KTH : has_top_p(p) ? NUCLEUS : DRAWN; ask <= DRAWN; ask++) {
+        Total inside = {0, list.count};
+        u64 x = p.top_k - 1;
+        if (ask == KTH && uniform(inside.count <= x)) {
+            if (estimated) return false;
+            continue;
+        }
+        if (ask == NUCLEUS && !has_top_p(p)) continue;
+        if (ask == DRAWN && row.shared->least > low) low = row.shared->least;
+        if (ask != KTH) inside = total_above(list, row.block, low);
+        if (ask == NUCLEUS) {
+            u64 limit = nucleus_limit(p.top_p, is_renormalised(p, row.shared->vocab) ? inside.mass : row.shared->whole);
+            if (uniform(inside.mass < limit)) {
+                if (estimated && !has_top_k(p, row.shared->vocab)) return false;
+                continue;
+            }
+            x = limit - 1;
+        }
+        if (ask == DRAWN) x = mul_hi(row.shared->random, inside.mass);
+        Weigh weigh = ask == KTH ? BY_COUNT : BY_MASS;
+        u64 bottom = ask == DRAWN ? ~row.shared->vocab : low, top = ask == DRAWN ? 0xffffffffu : row.shared->top;
+        u64 key = crossing(list, row.block, ask == DRAWN ? BY_ID : BY_KEY, weigh, low, inside.count, bottom, top, guess, x);
+        guess = 0;
+        *id = key_id(key);
+        low = key - 1;
     }
+    return true;
+}
+
+// The same for a list of few: TEAM threads have one each, and compare it with all.
+template <typename T>
+DEVICE bool draw_from_few(Row<T> &row, const RowParams &p, bool estimated, u32 *id) {
+    Candidates &list = row.shared->list;
+    u32 few = list.count, mine = thread_index() / TEAM, count = 0;
+    bool by_k = has_top_k(p, row.shared->vocab);
+    if (estimated && by_k && uniform(few < p.top_k)) return false;
+    bool some = mine < few, first = some && thread_index() % TEAM == 0;
+    u64 key = some ? list.keys[mine] : ~(u64)0, mass = some ? unpack_mass(list.masses[mine]) : 0, above = 0;
+    UNROLL_SOME for (u32 i = thread_index() % TEAM; i < few; i += TEAM) {
+        bool before = list.keys[i] > key;
+        count += before;
+        above += before ? unpack_mass(list.masses[i]) : 0;
+    }
+    ROLLED for (u32 mask = 1; mask < TEAM; mask *= 2) {
+        count += shuffle_xor(count, mask);
+        above += shuffle_xor_u64(above, mask);
+    }
+    bool kept = some && (!by_k || count < p.top_k);
+    if (has_top_p(p)) {
+        u64 of = row.shared->whole;
+        if ((estimated && !by_k) || is_renormalised(p, row.shared->vocab)) {
+            u64 listed = block_sum(row.block, first && kept ? mass : 0);
+            if (estimated && !by_k && uniform(listed < nucleus_limit(p.top_p, of))) return false;
+            if (by_k) of = listed;
+        }
+        kept = kept && above < nucleus_limit(p.top_p, of);
+    }
+    kept = kept && key > row.shared->least;
+    if (first) {
+        list.few_keys[mine] = key;
+        list.few_weights[mine] = kept ? mass : 0;
+    }
+    u64 x = mul_hi(row.shared->random, block_sum(row.block, first && kept ? mass : 0));
+    u64 before = few_before(list, few, BY_ID);
+    if (kept && before <= x && x - before < mass) list.found = key;
+    barrier();
+    *id = key_id(list.found);
+    return true;
+}
+
+// Begins the search for the last of the top k, or of the nucleus: that of the whole row, or of the top k, which have been found then.
+template <typename T>
+DEVICE void begin(Row<T> &row, Weigh weigh) {
+    Shared &shared = *row.shared;
+    const RowParams &p = shared.params;
+    bool of_top_k = weigh == BY_MASS && is_renormalised(p, shared.vocab);
+    u64 of = of_top_k ? sum_of_shares(row) : shared.whole;
+    u64 x = weigh == BY_COUNT ? p.top_k - 1 : nucleus_limit(p.top_p, of) - 1;
+    begin_search(row, weigh, x, of, of_top_k ? shared.place : LOWEST_KEY);
+}
+
+// A logit with every kept token at or above it and few others, from the summaries alone; -inf if they do not tell.
+template <typename T>
+DEVICE float bound_of(Row<T> &row, bool *estimated) {
+    Shared &shared = *row.shared;
+    const RowParams &p = shared.params;
+    bool by_k = has_top_k(p, shared.vocab);
+    float bound = NEG_INF;
+    *estimated = false;
+    if (uniform(shared.vocab <= CAPACITY)) {
+        bound = LOWEST_LOGIT;
+    } else if (by_k && uniform(p.top_k <= MAX_K_BY_SLICES && p.top_k <= shared.slices / 2)) {
+        bound = kth_slice(row, p.top_k);
+    } else if (!by_k && has_top_p(p)) {
+        bound = bound_by_largest(row, (u32)(p.top_p >> 32));
+        *estimated = true;
+    }
+    // What p is a share of may include what min-p refuses.
+    float least = key_logit(shared.top) + p.min_p_offset;
+    if (least > bound && !is_renormalised(p, shared.vocab)) {
+        bound = least;
+        *estimated = false;
+    }
+    return bound;
+}
+
+// Gathers the tokens that can be kept, if they are few. If they may be many, searches for the place below which nothing is kept, by each
+// filter, and draws from what is above. LEFT if another launch has to look at the row first; the launch after that comes here again.
+template <typename T>
+DEVICE u32 draw_filtered(Row<T> &row) {
+    Shared &shared = *row.shared;
+    const RowParams &p = shared.params;
+    bool estimated = false;
+    u32 weigh = shared.stage == RETURN ? uniform(shared.weigh) : has_top_k(p, shared.vocab) ? (u32)BY_COUNT : (u32)BY_MASS;
+    float bound = NEG_INF;
+    if (shared.stage != RETURN) bound = bound_of(row, &estimated);
     for (;;) {
+        if (uniform(bound > NEG_INF) && gather(row, bound)) {
+            u32 id;
+            if (uniform(shared.list.count <= FEW) ? draw_from_few(row, p, estimated, &id)
+                                                  : draw_from_list(row, p, estimated, bound, &id))
+                return id;
+        }
+        bound = NEG_INF;
+        bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !has_top_p(p)));
+        if (done) {
+            // What min-p refuses is left to be done.
+            if (thread_index() == 0) shared.low = shared.high = shared.place > shared.least ? shared.place : shared.least;
+            barrier();
+            if (uniform(shared.low == shared.shares_of && shared.low != LOWEST_KEY)) break;
+        } else if (uniform(shared.stage != RETURN)) {
+            bool first = uniform(shared.weigh == NEITHER);
+            if (uniform(shared.weigh != weigh)) begin(row, (Weigh)weigh);
+            if (uniform(shared.looks >= LOOKS_BY_SAMPLE)) {
+                aim_at_thirds(row);
+            } else if (!uniform(shared.aimed) && aim(row, (Weigh)weigh) <= ENOUGH && first) {
+                bound = key_logit(shared.low);
+                estimated = bound > LOWEST_LOGIT;
+                if (!estimated) bound = LOWEST_LOGIT;
+                continue;
+            }
+        }
+        Look found;
+        if (uniform(shared.stage == RETURN)) {
+            found = look_of_others(shared.wide);
+            barrier();
+            if (thread_index() == 0) shared.stage = ALL;
+        } else {
+            if (thread_index() == 0) {
+                shared.looks++;
+                shared.wide->listed = 0;
+            }
+            barrier();
+            if (uniform(shared.stage == MAY_LEAVE)) return LEFT;
+            found = look_at<T, 1, false>(shared, 0, WAVES);
+            found.listed = shared.wide->listed;
+        }
+        if (done) break;
+        u64 place = judge(row, (Weigh)weigh, found);
+        if (uniform(place == AGAIN)) continue;
+        if (thread_index() == 0) {
+            shared.shares_of = place;
+            if (place > shared.place) shared.place = place;
+            shared.aimed = false;
+        }
         barrier();
-        Question question = st.question;
-        if (question == DONE) return key_id(st.pivot_1);
-        u64 key = st.key, count = 0, mass = 0, found = 0;
-        bool about_pivot = question >= PIVOT_1;
-        if (question <= KTH || (about_pivot && st.most_tokens != NO_LIMIT)) count = count_above(s, key);
-        bool sums = question == NUCLEUS ? p.top_p != 0 : about_pivot && st.most_mass != NO_LIMIT;
-        if (question == DRAW || (sums && (question == NUCLEUS || count < st.most_tokens))) mass = mass_above(s, key);
-        if (question == DRAW) found = draw_above(s, key, philox(p.seed, position, st.round));
-        if (question == SELECT) found = select_kth(s, p.top_k - (u32)st.above_high, st.low, st.high);
-        barrier();
-        if (thread_index() == 0) next_question(st, p, top, count, mass, found);
+        weigh++;
     }
+    return draw_by_shares(row, false, shared.low);
 }
 
+// What there is to say without regard to filters. False if there are some.
 template <typename T>
-DEVICE u32 draw_row(Search<T> &s, const RowParams &p, u64 position) {
-    // The first token in the order is in the first slice with the largest logit.
+DEVICE bool draw_at_once(Row<T> &row, u32 *id) {
     u64 best = 0;
-    u64 nan = 0;
-    for (u32 j = thread_index(); j < s.slices; j += BLOCK) {
-        float most = s.largest[j];
-        u64 key = most == most ? key_of(most, j) : 0;
-        nan += most != most;
+    ROLLED for (u32 j = thread_index(); j < row.shared->slices; j += BLOCK) {
+        float most = largest_of_slice(row, j);
+        // NaN ranks above all.
+        u64 key = most != most ? ~(u64)0 : key_of(most, j);
         best = key > best ? key : best;
     }
-    nan = block_sum(nan, s.shared->scratch);
-    best = block_max(best, s.shared->scratch);
-    float most = key_logit(best);
-    if (nan || most == NEG_INF) return INVALID_TOKEN;
-    u64 top = first_token(s, key_id(best), most);
-    if (p.flags & GREEDY || most == POS_INF) return key_id(top);
+    // The first slice with the largest logit, whose first token with it is the first in the order.
+    u64 top = block_max(row.block, best);
+    Shared &shared = *row.shared;
+    const RowParams &p = shared.params;
+    float most = key_logit(top);
+    *id = INVALID_TOKEN;
+    if (uniform(top == ~(u64)0 || most == NEG_INF)) return true;
+    if (uniform(p.flags & GREEDY || most == POS_INF)) {
+        *id = find_equal(row, key_id(top), most);
+        return true;
+    }
 
-    Scale scale = {0.0f, p.scale, p.inverse};
-    s.scale = measured_from(scale, most);
-    s.unit = slice_scale(s.scale, most, NEGLIGIBLE).unit;
-    if (wants_sums(p, s.vocab, s.slices) && s.scale.base == 0.0f) adopt_sums(s);
-    return draw_inside(s, p, top, position);
+    if (thread_index() == 0) {
+        shared.top = top;
+        shared.scale = measured_from({0.0f, p.scale, p.inverse}, most);
+        shared.unit = slice_scale(shared.scale, most, NEGLIGIBLE).unit;
+        shared.random = philox(p.seed, shared.position, 0);
+        u64 least = ((u64)rank_of(most + p.min_p_offset) << 32) - 1;
+        shared.least = least > LOWEST_KEY ? least : LOWEST_KEY;
+        shared.weigh = NEITHER;
+        shared.place = shared.shares_of = LOWEST_KEY;
+        shared.aimed = false;
+    }
+    barrier();
+    if (wants_mass(p, row.shared->vocab)) to_shares(row);
+    if (is_unfiltered(p, row.shared->vocab)) {
+        *id = draw_by_shares(row, true, 0);
+        return true;
+    }
+    if (wants_mass(p, row.shared->vocab)) {
+        u64 whole = sum_of_shares(row);
+        if (thread_index() == 0) shared.whole = whole;
+    }
+    return false;
+}
+
+// The block's copy of where the row is.
+template <typename T>
+DEVICE void place_row(Seen &seen, u32 row, const T *logits, i64 stride, u32 vocab, const float *largest, u64 *mass, u64 *wide) {
+    u32 slices = (vocab + SLICE - 1) / SLICE;
+    seen.logits = (const GLOBAL T *)(logits + row * stride);
+    seen.vocab = vocab;
+    seen.slices = slices;
+    seen.largest = (const GLOBAL float *)(largest + (u64)row * slices);
+    seen.mass = (GLOBAL u64 *)(mass + (u64)row * slices);
+    seen.wide = wide_of(wide, row);
+}
+
+#define STATE_WORDS (sizeof(State) / 8)
+
+// A block's state goes to device memory where it leaves its row to others, and comes from there where it returns.
+DEVICE void return_to(State &state, const GLOBAL Wide *wide) {
+    if (thread_index() < STATE_WORDS) ((u64 *)&state)[thread_index()] = ((const GLOBAL u64 *)wide)[thread_index()];
+}
+
+DEVICE void leave(const State &state, GLOBAL Wide *wide) {
+    if (thread_index() < STATE_WORDS) ((GLOBAL u64 *)wide)[thread_index()] = ((const u64 *)&state)[thread_index()];
+    if (thread_index() < 2) wide->counts[thread_index()] = wide->masses[thread_index()] = 0;
 }
 
 template <typename T>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,
-                    const float *largest, u64 *mass, u32 *ids) {
+                    const float *largest, const float *groups, u64 *mass, u64 *wide, u32 stage, u32 *ids) {
     SHARED Shared shared;
-    u32 row = block_index();
-    Search<T> s;
-    s.row = logits + row * stride;
-    s.vocab = vocab;
-    s.slices = (vocab + SLICE - 1) / SLICE;
-    s.largest = largest + (u64)row * s.slices;
-    s.above = mass + (u64)row * s.slices;
-    s.shared = &shared;
-    if (thread_index() == 0) shared.above_key = 0;
-    const RowParams &p = params[row];
-    u64 position = positions[row];
-    u32 id = draw_row(s, p, position);
-    // Every thread has passed a barrier since it read the position.
-    if (thread_index() == 0) {
-        ids[row] = id;
-        positions[row] = position + 1;
+    u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
+    if (stage == RETURN && !uniform(wide_of(wide, index)->pending)) return;
+    Row<T> row = {&shared, {&shared.scratch, 0}, t < slices ? largest[(u64)index * slices + t] : NEG_INF};
+    if (t == 0) {
+        place_row(shared, index, logits, stride, vocab, largest, mass, wide);
+        shared.groups = (const GLOBAL float *)(groups + (u64)index * slices * GROUPS);
+        shared.position = positions[index];
+        shared.next_position = (GLOBAL u64 *)(positions + index);
+        shared.stage = stage;
+        shared.id = (GLOBAL u32 *)(ids + index);
+    }
+    if (t < sizeof(RowParams) / 4) ((u32 *)&shared.params)[t] = ((const u32 *)(params + index))[t];
+    barrier();
+    u32 id;
+    if (stage == RETURN) {
+        return_to(shared, shared.wide);
+        barrier();
+    }
+    if (stage == RETURN || !draw_at_once(row, &id)) id = draw_filtered(row);
+    if (id == LEFT) leave(shared, shared.wide);
+    if (t == 0) {
+        if (stage == MAY_LEAVE) shared.wide->pending = id == LEFT;
+        if (id == LEFT) return;
+        *shared.id = id;
+        *shared.next_position = shared.position + 1;
+    }
+}
+
+// The launch between two of `draw`: `blocks` blocks a row.
+template <typename T>
+DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const float *largest, u64 *mass, u64 *wide, u32 blocks) {
+    SHARED Seen seen;
+    GLOBAL Wide *mine = wide_of(wide, block_index());
+    if (!uniform(mine->pending)) return;
+    if (thread_index() == 0) place_row(seen, block_index(), logits, stride, vocab, largest, mass, wide);
+    return_to(seen, mine);
+    barrier();
+    Look found = look_at<T, 2, true>(seen, block_index_y() * WAVES, blocks * WAVES);
+    if (thread_index() < 2) {
+        Total total = thread_index() ? found.high : found.low;
+        atomic_add_on_device((u32 *)&mine->counts[thread_index()], total.count);
+        atomic_add_on_device((u64 *)&mine->masses[thread_index()], total.mass);
     }
 }
 
 #define SAMPLE_KERNELS(name, T)                                                                                       \
-    KERNEL(BLOCK)                                                                                                     \
-    slices_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params,                 \
-                  float *largest, u64 *mass) {                                                                        \
-        slices_of<T>(logits, stride, vocab, params, shared_params, largest, mass);                                    \
+    KERNEL(BLOCK, 3)                                                                                                  \
+    slices_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,       \
+                  float *largest, float *groups, u64 *mass) {                                                         \
+        slices_of<T>(logits, stride, vocab, params, shared_params, step, largest, groups, mass);                      \
     }                                                                                                                 \
-    KERNEL(BLOCK)                                                                                                     \
+    KERNEL(BLOCK, 2)                                                                                                  \
     draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \
-                const float *largest, u64 *mass, u32 *ids) {                                                          \
-        draw_of<T>(logits, stride, vocab, params, positions, largest, mass, ids);                                     \
+                const float *largest, const float *groups, u64 *mass, u64 *wide, u32 stage, u32 *ids) {               \
+        draw_of<T>(logits, stride, vocab, params, positions, largest, groups, mass, wide, stage, ids);                \
+    }                                                                                                                 \
+    KERNEL(BLOCK, 3)                                                                                                  \
+    look_##name(const T *logits, i64 stride, u32 vocab, const float *largest, u64 *mass, u64 *wide, u32 blocks) {     \
+        look_of<T>(logits, stride, vocab, largest, mass, wide, blocks);                                               \
     }
 
 SAMPLE_KERNELS(f32, float)

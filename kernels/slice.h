@@ -1,8 +1,8 @@
-// One wave looks at one slice: its largest logit, masses, counts, the token where a sum is reached.
+// One wave looks at one slice: its largest logit, its mass, the token where a sum is reached.
 //
-// Lane l holds the tokens l, l + WAVE, l + 2·WAVE … of the slice in registers; tokens beyond the vocabulary are −inf,
-// which weighs nothing and is never the largest. Every function must be reached by all lanes of a wave together.
-// The CPU's counterpart is src/cpu/slice.rs.
+// Tokens are read four at a time, 16 bytes of f32 a lane: lane l holds the tokens 4·l … 4·l + 3, then those WAVE·4 further
+// on, and so on, in registers. Tokens beyond the vocabulary are −inf, which weighs nothing and is never the largest.
+// Every function must be reached by all lanes of a wave together. The CPU's counterpart is src/cpu/slice.rs.
 #pragma once
 #include "definition.h"
 
@@ -15,130 +15,105 @@ struct bf16 {
     u16 bits;
 };
 
+template <typename T>
+struct alignas(4 * sizeof(T)) Four {
+    T x[4];
+};
+
 DEVICE float widen(float x) { return x; }
 DEVICE float widen(bf16 x) { return float_of((u32)x.bits << 16); }
 DEVICE float widen(f16 x) { return half_to_float(x.bits); }
 
+DEVICE float masked(float) { return NEG_INF; }
+DEVICE bf16 masked(bf16) { return {0xff80u}; }
+DEVICE f16 masked(f16) { return {0xfc00u}; }
+
 DEVICE u32 lane_index() { return thread_index() % WAVE; }
 DEVICE u32 wave_index() { return thread_index() / WAVE; }
+
+// The place in its slice of a lane's token i.
+DEVICE u32 place_of(u32 i) { return i / 4 * (4 * WAVE) + lane_index() * 4 + i % 4; }
 
 DEVICE u64 shuffle_xor_u64(u64 x, u32 mask) {
     return (u64)shuffle_xor((u32)(x >> 32), mask) << 32 | shuffle_xor((u32)x, mask);
 }
 
+// 32 bits a lane, 38 in all: two sums of halves, lest they overflow.
+DEVICE u64 wave_sum_wide(u32 x) { return ((u64)wave_sum(x >> 16) << 16) + wave_sum(x & 0xffffu); }
+
 DEVICE u64 wave_sum(u64 x) {
+#ifdef HAS_WAVE_REDUCE
+    // Pieces whose sums fit 32 bits.
+    u32 piece = (1u << 22) - 1;
+    u64 low = wave_sum((u32)x & piece), middle = wave_sum((u32)(x >> 22) & piece), high = wave_sum((u32)(x >> 44));
+    return low + (middle << 22) + (high << 44);
+#else
     for (u32 mask = WAVE / 2; mask; mask /= 2) x += shuffle_xor_u64(x, mask);
     return x;
+#endif
 }
 
 DEVICE u64 wave_max(u64 x) {
-    for (u32 mask = WAVE / 2; mask; mask /= 2) {
-        u64 y = shuffle_xor_u64(x, mask);
-        x = y > x ? y : x;
+    u32 high = wave_max((u32)(x >> 32));
+    return (u64)high << 32 | wave_max((u32)(x >> 32) == high ? (u32)x : 0u);
+}
+
+// The sum over this lane and those before it.
+DEVICE u32 wave_prefix(u32 x) {
+    ROLLED for (u32 delta = 1; delta < WAVE; delta *= 2) {
+        u32 y = shuffle_up(x, delta);
+        if (lane_index() >= delta) x += y;
     }
     return x;
 }
 
-// The sum over this lane and those before it.
 DEVICE u64 wave_prefix(u64 x) {
-    for (u32 delta = 1; delta < WAVE; delta *= 2) {
+    ROLLED for (u32 delta = 1; delta < WAVE; delta *= 2) {
         u64 y = (u64)shuffle_up((u32)(x >> 32), delta) << 32 | shuffle_up((u32)x, delta);
         if (lane_index() >= delta) x += y;
     }
     return x;
 }
 
-DEVICE u32 lowest_bit(u64 x) {
-    u32 n = 0;
-    while (!(x >> n & 1)) n++;
-    return n;
-}
-
-// The address is clamped rather than the load skipped: branches around loads cost registers.
+// Four tokens from `first` on, as they are in memory, lest anybody wait for one before the next is asked for: in one read where they are
+// aligned and all there.
 template <typename T>
-DEVICE float load_token(const T *row, u32 vocab, u32 id) {
-    float z = widen(row[id < vocab ? id : vocab - 1]);
-    return id < vocab ? z : NEG_INF;
+DEVICE Four<T> read_four(const T *row, u32 vocab, u32 first) {
+    if (LIKELY((u64)row % sizeof(Four<T>) == 0 && first + 4 <= vocab)) return *(const Four<T> *)(row + first);
+    T a = first < vocab ? row[first] : masked(T()), b = first + 1 < vocab ? row[first + 1] : masked(T());
+    T c = first + 2 < vocab ? row[first + 2] : masked(T()), d = first + 3 < vocab ? row[first + 3] : masked(T());
+    return {a, b, c, d};
 }
 
+// A lane's share of a slice, which is read before any of it is looked at.
 template <typename T>
 DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
-    UNROLL for (u32 i = 0; i < STEPS; i++) z[i] = load_token(row, vocab, j * SLICE + i * WAVE + lane_index());
-}
-
-// The largest logit; NaN if there is one.
-DEVICE float largest_of(const float *z) {
-    float most = NEG_INF;
-    bool nan = false;
-    UNROLL for (u32 i = 0; i < STEPS; i++) {
-        most = z[i] > most ? z[i] : most;
-        nan = nan || z[i] != z[i];
+    Four<T> four[STEPS / 4];
+    if (LIKELY((u64)row % sizeof(Four<T>) == 0 && (j + 1) * SLICE <= vocab)) {
+        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = *(const Four<T> *)(row + j * SLICE + place_of(v * 4));
+    } else {
+        UNROLL for (u32 i = 0; i < STEPS; i++) {
+            u32 id = j * SLICE + place_of(i);
+            four[i / 4].x[i % 4] = id < vocab ? row[id] : masked(T());
+        }
     }
-    for (u32 mask = WAVE / 2; mask; mask /= 2) {
-        float other = float_of(shuffle_xor(bits_of(most), mask));
-        most = other > most ? other : most;
-    }
-    return vote(nan) ? float_of(0x7fc00000u) : most;
+    UNROLL for (u32 i = 0; i < STEPS; i++) z[i] = widen(four[i / 4].x[i % 4]);
 }
 
-// Whether the tokens of slice `j` above `key` are those whose logit exceeds `*threshold` (after `mask_ties`).
-// False if there are none. `largest` is the slice's.
-DEVICE bool cut(u32 j, float largest, u64 key, float *threshold) {
-    float logit = key_logit(key);
-    // Of the tokens that tie with the key, those with lower ids are above it.
-    *threshold = key_id(key) <= j * SLICE ? logit : key_previous(key);
-    return largest >= logit && largest > *threshold;
+// The largest of a lane's logits; NaN if there is one.
+DEVICE float largest_of_lane(const float *z) {
+    float most = z[0];
+    UNROLL for (u32 i = 1; i < STEPS; i++) most = larger(most, z[i]);
+    return most;
 }
 
-// In the slice that holds the key's own id, its ties from that id on are not above it.
-DEVICE void mask_ties(u32 j, u64 key, float *z) {
-    u32 first = j * SLICE, id = key_id(key);
-    if (id <= first || id >= first + SLICE) return;
-    float logit = key_logit(key);
-    UNROLL for (u32 i = 0; i < STEPS; i++)
-        if (z[i] == logit && first + i * WAVE + lane_index() >= id) z[i] = NEG_INF;
-}
+// The largest of what the lanes have. NaN ranks above everything; which of them does not matter.
+DEVICE float wave_largest(float most) { return unrank(wave_max(most != most ? 0xffffffffu : rank_of(most))); }
 
-// The sum of the weights of logits above `threshold`. 16 weights fit 32 bits, and a lane has no more.
-DEVICE u64 mass_above_threshold(const float *z, SliceScale s, float threshold) {
+// The slice's mass in its own units.
+DEVICE u64 mass_of(const float *z, SliceScale s) {
+    // A lane's 16 weights fit 32 bits.
     u32 sum = 0;
-    UNROLL for (u32 i = 0; i < STEPS; i++) {
-        u32 w = weight(s, z[i]);
-        sum += z[i] > threshold ? w : 0;
-    }
-    return wave_sum(sum);
-}
-
-DEVICE u64 count_above_threshold(const float *z, float threshold) {
-    u32 count = 0;
-    UNROLL for (u32 i = 0; i < STEPS; i++) count += z[i] > threshold;
-    return wave_sum(count);
-}
-
-// The first token of slice `j` equal to `value` (there is one), as a key.
-template <typename T>
-DEVICE u64 find_equal(const T *row, u32 vocab, u32 j, float value) {
-    for (u32 i = 0; i < STEPS; i++) {
-        u32 first = j * SLICE + i * WAVE;
-        u64 equal = vote(load_token(row, vocab, first + lane_index()) == value);
-        if (equal) return key_of(value, first + lowest_bit(equal));
-    }
-    return 0;
-}
-
-// The first token of slice `j` at which the running sum of the weights above `low` reaches `target`, as a key.
-template <typename T>
-DEVICE u64 find_sum(const T *row, u32 vocab, u32 j, SliceScale s, u64 low, u64 target) {
-    u64 before = 0;
-    for (u32 i = 0; i < STEPS; i++) {
-        u32 id = j * SLICE + i * WAVE + lane_index();
-        float z = load_token(row, vocab, id);
-        u64 key = key_of(z, id);
-        u64 prefix = before + wave_prefix(key > low ? weight(s, z) : 0);
-        u64 reached = vote(prefix >= target);
-        if (reached) return wave_max(lane_index() == lowest_bit(reached) ? key : 0);
-        // Prefixes never fall, so the largest is the last lane's.
-        before = wave_max(prefix);
-    }
-    return 0;
+    UNROLL for (u32 i = 0; i < STEPS; i++) sum += weight(s, z[i]);
+    return wave_sum_wide(sum);
 }

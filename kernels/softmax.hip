@@ -28,7 +28,8 @@ DEVICE void narrow(float p, f16 *to) {
 template <typename T>
 DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_inverse, const float *largest,
                        const u64 *mass, T *out) {
-    SHARED u64 scratch[WAVES + 1];
+    SHARED Scratch scratch;
+    Block block = {&scratch, 0};
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 blocks = (slices + SLICES_PER_WRITER - 1) / SLICES_PER_WRITER;
     u32 row = block_index() / blocks, first = block_index() % blocks * SLICES_PER_WRITER;
@@ -37,16 +38,14 @@ DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_in
     mass += (u64)row * slices;
     out += (u64)row * vocab;
 
-    u64 best = 0, nan = 0;
+    u64 best = 0;
     for (u32 j = thread_index(); j < slices; j += BLOCK) {
-        float most = largest[j];
-        nan += most != most;
-        u64 key = most == most ? key_of(most, j) : 0;
+        u64 key = largest[j] != largest[j] ? ~(u64)0 : key_of(largest[j], j);
         best = key > best ? key : best;
     }
-    nan = block_sum(nan, scratch);
-    float most = key_logit(block_max(best, scratch));
-    bool none = nan || most == NEG_INF || most == POS_INF;
+    best = block_max(block, best);
+    float most = key_logit(best);
+    bool none = best == ~(u64)0 || most == NEG_INF || most == POS_INF;
 
     Scale scale = {0.0f, one_scale, one_inverse};
     scale = measured_from(scale, most);
@@ -64,11 +63,11 @@ DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_in
             if (!s.some) continue;
             float z[STEPS];
             load_slice(logits, vocab, j, z);
-            u64 sum = to_row_units(s, mass_above_threshold(z, s, NEG_INF), unit.unit);
+            u64 sum = to_row_units(s, mass_of(z, s), unit.unit);
             if (lane_index() == 0) total += sum;
         }
     }
-    total = block_sum(total, scratch);
+    total = block_sum(block, total);
     float reciprocal = (float)divide_f64((double)(1u << HEADROOM), (double)total);
 
     u32 last = (first + SLICES_PER_WRITER) * SLICE;
@@ -80,7 +79,7 @@ DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_in
 }
 
 #define SOFTMAX_KERNEL(name, T)                                                                                      \
-    KERNEL(BLOCK)                                                                                                    \
+    KERNEL(BLOCK, 2)                                                                                                    \
     softmax_##name(const T *logits, u32 vocab, float one_scale, float one_inverse, const float *largest,             \
                    const u64 *mass, T *out) {                                                                        \
         softmax_of<T>(logits, vocab, one_scale, one_inverse, largest, mass, out);                                    \

@@ -208,6 +208,13 @@ impl RowParams {
         }
     }
 
+    /// Whether there is any filter on a row of `vocab` tokens.
+    pub(crate) fn filters(&self, vocab: usize) -> bool {
+        self.top_k_of(vocab).is_some()
+            || self.top_p.is_some()
+            || self.min_p_offset > f32::NEG_INFINITY
+    }
+
     /// The limit on the number of tokens, where it removes any of `vocab`.
     pub(crate) fn top_k_of(&self, vocab: usize) -> Option<u32> {
         (!self.greedy && (self.top_k as usize) < vocab).then_some(self.top_k)

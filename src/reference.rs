@@ -17,7 +17,7 @@
 
 use crate::definition::order::Key;
 use crate::definition::weight::{SLICE, SliceScale};
-use crate::definition::{MAX_ROUNDS, min_p_threshold, nucleus_limit, philox, scale_random};
+use crate::definition::{min_p_threshold, nucleus_limit, philox, scale_random};
 use crate::error::RowError;
 use crate::params::{RowParams, SamplingParams, TopKTopP};
 use candle_core::Error;
@@ -28,7 +28,7 @@ use candle_core::Error;
 /// ([`RowError`]).
 pub fn sample(logits: &[f32], params: &SamplingParams, position: u64) -> candle_core::Result<u32> {
     let params = params.resolve().map_err(Error::wrap)?;
-    sample_row(logits, &params, position, MAX_ROUNDS).map_err(Error::wrap)
+    sample_row(logits, &params, position).map_err(Error::wrap)
 }
 
 /// The ids that can be drawn, ascending: what passes every filter.
@@ -36,84 +36,54 @@ pub fn sample(logits: &[f32], params: &SamplingParams, position: u64) -> candle_
 /// Fails as [`sample`] does.
 pub fn kept(logits: &[f32], params: &SamplingParams) -> candle_core::Result<Vec<u32>> {
     let params = params.resolve().map_err(Error::wrap)?;
-    let top = Row::first_token(logits).map_err(Error::wrap)?;
+    let top = first_token(logits).map_err(Error::wrap)?;
     if params.greedy || top.logit() == f32::INFINITY {
         return Ok(vec![top.id()]);
     }
-    let row = Row::new(logits, &params, top);
-    let bounds = row.bounds(&params, top);
-    let low = row.threshold(&bounds, bounds.low, top);
-    Ok((0..logits.len() as u32)
-        .filter(|&id| row.key(id) > low)
-        .collect())
+    Ok(Row::new(logits, &params, top).kept(&params))
 }
 
 pub(crate) fn sample_row(
     logits: &[f32],
     params: &RowParams,
     position: u64,
-    max_rounds: u32,
 ) -> Result<u32, RowError> {
-    let top = Row::first_token(logits)?;
+    let top = first_token(logits)?;
     if params.greedy || top.logit() == f32::INFINITY {
         return Ok(top.id());
     }
     let row = Row::new(logits, params, top);
-    let bounds = row.bounds(params, top);
-
-    // Dual-pivot rejection: every kept token is above `low`, and `high` is inside.
-    let (mut low, mut high) = (bounds.low, top);
-    for round in 0..max_rounds {
-        let token = row.draw(low, philox::random(params.seed, position, round));
-        let pivot_1 = row.key(token);
-        if row.inside(pivot_1, &bounds) {
-            return Ok(token);
-        }
-        let pivot_2 = pivot_1.midpoint(high);
-        if row.inside(pivot_2, &bounds) {
-            (low, high) = (pivot_1, pivot_2);
-        } else {
-            low = pivot_2;
-        }
+    let random = philox::random(params.seed, position);
+    if params.filters(logits.len()) {
+        Ok(row.draw_from_kept(params, random))
+    } else {
+        Ok(row.draw_from_all(random))
     }
-    let low = row.threshold(&bounds, low, high);
-    Ok(row.draw(low, philox::random(params.seed, position, max_rounds)))
 }
 
-/// Where the search starts, and what "inside" means.
-struct Bounds {
-    /// No kept token is at or below this key.
-    low: Key,
-    /// A kept token has fewer than this many tokens above it.
-    count: Option<u32>,
-    /// A kept token has less than this mass above it.
-    mass: Option<u64>,
+/// The first token in the order: the argmax.
+fn first_token(logits: &[f32]) -> Result<Key, RowError> {
+    if logits.iter().any(|z| z.is_nan()) {
+        return Err(RowError::Nan);
+    }
+    let keys = (0..).zip(logits).map(|(id, &z)| Key::new(z, id));
+    match keys.max() {
+        Some(top) if top.logit() > f32::NEG_INFINITY => Ok(top),
+        _ => Err(RowError::AllMasked),
+    }
 }
 
+/// A row with a finite largest logit.
 struct Row<'a> {
     logits: &'a [f32],
-    /// One entry a slice; `None` where the slice has no mass.
+    top: Key,
+    /// One entry a slice; `None` where no token of the slice has mass.
     slices: Vec<Option<SliceScale>>,
     /// The slice that sets the row's unit.
     unit: SliceScale,
 }
 
 impl<'a> Row<'a> {
-    /// The first token in the order: the argmax.
-    fn first_token(logits: &[f32]) -> Result<Key, RowError> {
-        if logits.iter().any(|z| z.is_nan()) {
-            return Err(RowError::Nan);
-        }
-        let keys = logits
-            .iter()
-            .enumerate()
-            .map(|(id, &z)| Key::new(z, id as u32));
-        match keys.max() {
-            Some(top) if top.logit() > f32::NEG_INFINITY => Ok(top),
-            _ => Err(RowError::AllMasked),
-        }
-    }
-
     fn new(logits: &'a [f32], params: &RowParams, top: Key) -> Self {
         let scale = params.scale().measured_from(top.logit());
         let slices: Vec<_> = logits
@@ -123,116 +93,104 @@ impl<'a> Row<'a> {
         let unit = slices[top.id() as usize / SLICE].expect("the largest logit has mass");
         Self {
             logits,
+            top,
             slices,
             unit,
         }
     }
 
-    fn key(&self, id: u32) -> Key {
-        Key::new(self.logits[id as usize], id)
+    /// One token's weight in its slice's unit.
+    fn weight(&self, id: u32) -> u64 {
+        let slice = self.slices[id as usize / SLICE];
+        slice.map_or(0, |s| u64::from(s.weight(self.logits[id as usize])))
     }
 
-    fn ids(&self) -> std::ops::Range<u32> {
-        0..self.logits.len() as u32
+    /// A weight, or a sum of weights, of slice `j` in the row's unit.
+    fn in_row_units(&self, j: usize, weight: u64) -> u64 {
+        self.slices[j].map_or(0, |s| s.to_row_units(weight, self.unit))
     }
 
-    /// Calls `f` for each slice with its scale, its ids, and the weights of those above `low`.
-    fn slice_weights(&self, low: Key) -> impl Iterator<Item = (SliceScale, Vec<(u32, u64)>)> {
-        self.slices
-            .iter()
-            .enumerate()
-            .filter_map(move |(j, slice)| {
-                let slice = (*slice)?;
-                let ids = (j * SLICE) as u32..((j + 1) * SLICE).min(self.logits.len()) as u32;
-                let weights = ids
-                    .filter(|&id| self.key(id) > low)
-                    .map(|id| (id, u64::from(slice.weight(self.logits[id as usize]))))
-                    .collect();
-                Some((slice, weights))
-            })
+    /// One token's mass.
+    fn mass(&self, id: u32) -> u64 {
+        self.in_row_units(id as usize / SLICE, self.weight(id))
     }
 
-    fn count_above(&self, key: Key) -> u32 {
-        self.ids().filter(|&id| self.key(id) > key).count() as u32
+    fn ids_of(&self, j: usize) -> std::ops::Range<u32> {
+        (j * SLICE) as u32..self.logits.len().min((j + 1) * SLICE) as u32
     }
 
-    fn mass_above(&self, key: Key) -> u64 {
-        self.slice_weights(key)
-            .map(|(slice, weights)| {
-                slice.to_row_units(weights.iter().map(|(_, w)| w).sum(), self.unit)
-            })
-            .sum()
+    /// A whole slice's mass: its weights are summed before they are brought to the row's unit.
+    fn slice_mass(&self, j: usize) -> u64 {
+        self.in_row_units(j, self.ids_of(j).map(|id| self.weight(id)).sum())
     }
 
-    fn bounds(&self, params: &RowParams, top: Key) -> Bounds {
-        let mut low = Key::LOWEST;
-        if params.min_p_offset > f32::NEG_INFINITY {
-            low = low.max(Key::below_logit(min_p_threshold(params, top.logit())));
-        }
-        let mut count = None;
-        let mut nucleus_of = Key::LOWEST;
-        if let Some(k) = params.top_k_of(self.logits.len()) {
-            let k_largest = |mut keys: Vec<Key>| {
-                keys.sort_unstable_by(|a, b| b.cmp(a));
-                keys.get(k as usize - 1)
-                    .map_or(Key::LOWEST, |key| key.below().max(Key::LOWEST))
+    /// The ids that pass every filter, ascending.
+    fn kept(&self, params: &RowParams) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..self.logits.len() as u32).collect();
+        order.sort_by_key(|&id| std::cmp::Reverse(Key::new(self.logits[id as usize], id)));
+
+        let top_k = params.top_k_of(self.logits.len()).map(|k| k as usize);
+        let threshold = min_p_threshold(params, self.top.logit());
+        let limit = params.top_p.map(|p| {
+            let of_these = match top_k {
+                Some(k) if params.order == TopKTopP::Renormalised => {
+                    order[..k].iter().map(|&id| self.mass(id)).sum()
+                }
+                _ => (0..self.slices.len()).map(|j| self.slice_mass(j)).sum(),
             };
-            if params.top_p.is_some() && params.order == TopKTopP::Renormalised {
-                // The top k are a distribution of their own: their mass is what p is a share of.
-                nucleus_of = k_largest(self.ids().map(|id| self.key(id)).collect());
-                low = low.max(nucleus_of);
-            } else {
-                // At least k tokens are at or above the k-th largest of the slices' maxima.
-                let maxima = self.ids().map(|id| self.key(id)).collect::<Vec<_>>();
-                let maxima = maxima
-                    .chunks(SLICE)
-                    .map(|s| *s.iter().max().expect("not empty"));
-                low = low.max(k_largest(maxima.collect()));
-                count = Some(k);
+            nucleus_limit(p, of_these)
+        });
+
+        let mut kept = Vec::new();
+        let mut mass_above = 0;
+        for id in order {
+            let z = self.logits[id as usize];
+            let inside = top_k.is_none_or(|k| kept.len() < k)
+                && limit.is_none_or(|limit| mass_above < limit)
+                && z >= threshold;
+            // −inf is never kept.
+            if !inside || z == f32::NEG_INFINITY {
+                break;
             }
+            kept.push(id);
+            mass_above += self.mass(id);
         }
-        let mass = params
-            .top_p
-            .map(|p| nucleus_limit(p, self.mass_above(nucleus_of)));
-        Bounds { low, count, mass }
+        kept.sort();
+        kept
     }
 
-    /// Whether a token with this key is kept. Monotone: what is above a kept token is kept.
-    fn inside(&self, key: Key, bounds: &Bounds) -> bool {
-        bounds.count.is_none_or(|k| self.count_above(key) < k)
-            && bounds.mass.is_none_or(|m| self.mass_above(key) < m)
-    }
-
-    /// The greatest key that is not inside, given `low` outside (or a bound) and `high` inside.
-    fn threshold(&self, bounds: &Bounds, mut low: Key, mut high: Key) -> Key {
-        while low.below_by_more_than_one(high) {
-            let middle = low.midpoint(high);
-            if self.inside(middle, bounds) {
-                high = middle;
-            } else {
-                low = middle;
+    /// Inverse CDF over the kept tokens.
+    fn draw_from_kept(&self, params: &RowParams, random: u64) -> u32 {
+        let kept = self.kept(params);
+        let mut r = scale_random(random, kept.iter().map(|&id| self.mass(id)).sum());
+        for id in kept {
+            let mass = self.mass(id);
+            if r < mass {
+                return id;
             }
+            r -= mass;
         }
-        low
+        unreachable!("the random number is below the sum of the masses")
     }
 
-    /// Inverse CDF, ids ascending, over the tokens above `low`.
-    fn draw(&self, low: Key, random: u64) -> u32 {
-        let mut r = scale_random(random, self.mass_above(low));
-        for (slice, weights) in self.slice_weights(low) {
-            let mass = slice.to_row_units(weights.iter().map(|(_, w)| w).sum(), self.unit);
+    /// Inverse CDF over the whole row: first over the slices, then over one slice's tokens.
+    fn draw_from_all(&self, random: u64) -> u32 {
+        let slices = 0..self.slices.len();
+        let mut r = scale_random(random, slices.clone().map(|j| self.slice_mass(j)).sum());
+        for j in slices {
+            let mass = self.slice_mass(j);
             if r >= mass {
                 r -= mass;
                 continue;
             }
-            let mut prefix = 0;
-            for (id, weight) in weights {
-                prefix += weight;
-                if slice.to_row_units(prefix, self.unit) > r {
+            let mut weights = 0;
+            for id in self.ids_of(j) {
+                weights += self.weight(id);
+                if self.in_row_units(j, weights) > r {
                     return id;
                 }
             }
         }
-        unreachable!("the random number is below the total mass")
+        unreachable!("the random number is below the sum of the masses")
     }
 }

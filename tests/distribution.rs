@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{Device, Result, Tensor};
 use candle_sampler::{Sampler, SamplingParams, TopKTopP, reference};
-use common::oracle::{Filter, Oracle, chi_square};
+use common::oracle::{Filter, Oracle, chi_square, random_bits};
 use common::{kinds, normal, real, rng, row};
 use rand::Rng;
 
@@ -170,6 +170,40 @@ fn modes() -> Vec<Filter> {
             ..base
         },
     ]
+}
+
+/// One random number a token, against sums in f64: not the distribution alone, but which token it is.
+#[test]
+fn tokens_are_those_that_the_random_numbers_stand_for() {
+    let mut rows: Vec<_> = [1, 2, 40, 513, 3000]
+        .into_iter()
+        .flat_map(|vocab| kinds(vocab, 31))
+        .collect();
+    rows.extend(real().into_iter().map(|logits| ("real", logits)));
+    let (mut draws, mut close) = (0, 0);
+    for (kind, logits) in rows {
+        for filter in modes() {
+            let oracle = Oracle::new(&logits, filter);
+            let hangs = oracle.margin.iter().any(|&margin| margin < 2f64.powi(-17));
+            for seed in 0..20 {
+                let (seed, position) = (seed << 40 | seed, seed << 33);
+                let u = random_bits(seed, position) as f64 / 2f64.powi(64);
+                let (id, margin) = oracle.drawn(u);
+                let params = filter.params().seed(seed);
+                let got = reference::sample(&logits, &params, position).expect("a token");
+                draws += 1;
+                if hangs || margin < 2f64.powi(-17) {
+                    close += 1;
+                } else {
+                    assert_eq!(got, id, "{kind}, {filter:?}, seed {seed}");
+                }
+            }
+        }
+    }
+    assert!(
+        close * 20 < draws,
+        "{close} of {draws} draws hung on the last bits"
+    );
 }
 
 #[test]

@@ -310,8 +310,7 @@ fn write_expected_cases() -> Result<()> {
     let rows = draws(1003, 99, 1);
     cases.sample("sample-f32-1003-padded", DType::F32, 13, rows)?;
 
-    // More than 1,024 candidates for the k-th place, among equals and among different ones; searches that are
-    // refused four times.
+    // More tokens than shared memory has room for, equal, nearly equal and different: searches, looks, ends among ties.
     let flat = vec![0.25; 5000];
     let nearly = normal(&mut rng(5), 5000, 0.01);
     let spread = normal(&mut rng(6), 5000, 2.0);
@@ -349,9 +348,17 @@ fn write_expected_cases() -> Result<()> {
                 s(0, 0.0, -1.0).temperature(0.0),
                 s(0, 0.0, 0.05),
                 s(0, 0.9, -1.0).temperature(1.5),
+                s(50_000, 0.0, -1.0),
             ],
         ),
-        (DType::F16, vec![s(0, 0.9, -1.0), s(50, 0.9, -1.0)]),
+        (
+            DType::F16,
+            vec![
+                s(0, 0.9, -1.0),
+                s(50, 0.9, -1.0),
+                s(0, 0.95, -1.0).temperature(2.0),
+            ],
+        ),
         (DType::BF16, vec![s(50, 0.9, -1.0), s(0, 0.0, -1.0)]),
     ] {
         let rows = settings

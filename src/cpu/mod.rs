@@ -2,13 +2,20 @@
 //!
 //! - [`arch`]: the vector types and the choice among them.
 //! - [`slice`]: what is computed on one slice of a row.
-//! - [`row`]: the sampling of one row.
+//! - [`row`]: the sampling of one row: its first pass, and what the parameters ask for.
+//! - [`search`]: where the kept tokens end, and the draw from them; [`look`] is its looks at the row, [`guess`] its
+//!   guesses from a sample, [`place`] places in the order of tokens, [`tokens`] those around the end.
 
 mod arch;
+mod guess;
+mod look;
+mod place;
 mod row;
+mod search;
 mod slice;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 pub(crate) use row::Workspace;
 pub(crate) use slice::Logit;
@@ -36,12 +43,7 @@ pub(crate) fn sample_batch<'a, T: Logit + 'a>(
     let level = Level::detect();
     let sample_chunk = |first: usize, ids: &mut [u32], workspace: &mut Workspace| {
         for (i, id) in ids.iter_mut().enumerate() {
-            let drawn = sample(
-                &row(first + i),
-                crate::definition::MAX_ROUNDS,
-                workspace,
-                level,
-            );
+            let drawn = sample(&row(first + i), workspace, level);
             *id = drawn.unwrap_or(crate::INVALID_TOKEN);
         }
     };
@@ -57,46 +59,31 @@ pub(crate) fn sample_batch<'a, T: Logit + 'a>(
 
 fn sample<T: Logit>(
     row: &Row<'_, T>,
-    max_rounds: u32,
     workspace: &mut Workspace,
     level: Level,
 ) -> Result<u32, RowError> {
     // Each function below is the generic code compiled for one instruction set.
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx512f,avx512dq,avx2,fma")]
-        fn avx512<T: Logit>(
-            r: &Row<'_, T>,
-            max_rounds: u32,
-            ws: &mut Workspace,
-        ) -> Result<u32, RowError> {
+        #[target_feature(enable = "avx512f,avx512dq,avx2,fma,popcnt,bmi1")]
+        fn avx512<T: Logit>(r: &Row<'_, T>, ws: &mut Workspace) -> Result<u32, RowError> {
             // SAFETY: the features are enabled for this very function.
-            unsafe {
-                row::sample_row::<arch::Avx512, T>(r.logits, r.params, r.position, max_rounds, ws)
-            }
+            unsafe { row::sample_row::<arch::Avx512, T>(r.logits, r.params, r.position, ws) }
         }
-        #[target_feature(enable = "avx2,fma")]
-        fn avx2<T: Logit>(
-            r: &Row<'_, T>,
-            max_rounds: u32,
-            ws: &mut Workspace,
-        ) -> Result<u32, RowError> {
+        #[target_feature(enable = "avx2,fma,popcnt,bmi1")]
+        fn avx2<T: Logit>(r: &Row<'_, T>, ws: &mut Workspace) -> Result<u32, RowError> {
             // SAFETY: the features are enabled for this very function.
-            unsafe {
-                row::sample_row::<arch::Avx2, T>(r.logits, r.params, r.position, max_rounds, ws)
-            }
+            unsafe { row::sample_row::<arch::Avx2, T>(r.logits, r.params, r.position, ws) }
         }
         match level {
             // SAFETY: `detect` found the features.
-            Level::Avx512 => return unsafe { avx512(row, max_rounds, workspace) },
+            Level::Avx512 => return unsafe { avx512(row, workspace) },
             // SAFETY: `detect` found the features.
-            Level::Avx2 => return unsafe { avx2(row, max_rounds, workspace) },
+            Level::Avx2 => return unsafe { avx2(row, workspace) },
             Level::Portable => {}
         }
     }
     let _ = level;
     // SAFETY: the portable vectors need nothing.
-    unsafe {
-        row::sample_row::<Portable, T>(row.logits, row.params, row.position, max_rounds, workspace)
-    }
+    unsafe { row::sample_row::<Portable, T>(row.logits, row.params, row.position, workspace) }
 }

@@ -10,10 +10,12 @@ use proptest::prelude::*;
 
 /// Rows that have gone wrong somewhere: ties, masks, far offsets, flat and peaked ones, all lengths.
 fn rows() -> impl Strategy<Value = Vec<f32>> {
-    let len = prop_oneof![1usize..40, 500usize..530, 1000usize..4000];
-    let kind = 0..8u8;
+    let len = prop_oneof![1usize..40, 500usize..530, 1000usize..9100];
+    let kind = 0..KINDS;
     (len, kind, any::<u64>()).prop_map(|(len, kind, seed)| row(len, kind, seed))
 }
+
+const KINDS: u8 = 14;
 
 fn row(len: usize, kind: u8, seed: u64) -> Vec<f32> {
     use rand::{Rng, SeedableRng};
@@ -37,6 +39,24 @@ fn row(len: usize, kind: u8, seed: u64) -> Vec<f32> {
             .iter()
             .map(|z| if *z < 1.0 { -1e30 } else { z * 8.0 - 3.0 })
             .collect(),
+        // What a sample of the slices' beginnings says is wrong.
+        7 => begin_slices(row, |z| z - 6.0),
+        8 => begin_slices(row, |z| z + 3.0),
+        9 => begin_slices(row, |_| f32::NEG_INFINITY),
+        // Slices in all binary orders down to nothing.
+        10 => (row.iter().enumerate())
+            .map(|(i, z)| z - (i / 512 * 5) as f32)
+            .collect(),
+        // Slices that lose bits in the row's unit, and together weigh as much as the first token.
+        11 => {
+            let mut row: Vec<f32> = row.iter().map(|z| z * 0.2).collect();
+            row[len / 2] = (len as f32).ln().max(9.0);
+            row
+        }
+        // Slices that hardly overlap: more tokens than are gathered lie above the k-th slice's first.
+        12 => (row.iter().enumerate())
+            .map(|(i, z)| (z - (i / 512 * 5) as f32) * 0.2)
+            .collect(),
         // One token far above a flat tail, and a zero of either sign.
         _ => {
             let mut row: Vec<f32> = row
@@ -47,6 +67,14 @@ fn row(len: usize, kind: u8, seed: u64) -> Vec<f32> {
             row
         }
     }
+}
+
+fn begin_slices(mut row: Vec<f32>, f: impl Fn(f32) -> f32) -> Vec<f32> {
+    for slice in row.chunks_mut(512) {
+        let end = slice.len().min(20) * usize::from(slice.len() > 20);
+        slice[..end].iter_mut().for_each(|z| *z = f(*z));
+    }
+    row
 }
 
 fn params() -> impl Strategy<Value = SamplingParams> {
@@ -86,71 +114,87 @@ fn params() -> impl Strategy<Value = SamplingParams> {
         })
 }
 
-fn check<T: Logit>(
+fn check<T: Logit>(logits: &[T], wide: &[f32], params: &SamplingParams, ws: &mut Workspace) {
+    check_at(&[0, 1, u64::MAX], logits, wide, params, ws);
+}
+
+fn check_at<T: Logit>(
+    positions: &[u64],
     logits: &[T],
     wide: &[f32],
     params: &SamplingParams,
-    rounds: u32,
     ws: &mut Workspace,
 ) {
     let resolved = params.resolve().unwrap();
-    for position in [0, 1, u64::MAX] {
-        let want = reference::sample_row(wide, &resolved, position, rounds);
+    for &position in positions {
+        let want = reference::sample_row(wide, &resolved, position);
         let row = Row {
             logits,
             params: &resolved,
             position,
         };
         for level in Level::available() {
-            let got = sample(&row, rounds, ws, level);
-            assert_eq!(
-                got, want,
-                "{level:?}, {rounds} rounds, position {position}, {params:?}"
-            );
+            let got = sample(&row, ws, level);
+            assert_eq!(got, want, "{level:?}, position {position}, {params:?}");
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn equals_the_reference(row in rows(), params in params(), rounds in 0u32..5) {
+    fn equals_the_reference(row in rows(), params in params()) {
         let mut ws = Workspace::default();
-        check(&row, &row, &params, rounds, &mut ws);
+        check(&row, &row, &params, &mut ws);
         let narrow: Vec<f16> = row.iter().map(|z| f16::from_f32(*z)).collect();
         let wide: Vec<f32> = narrow.iter().map(|z| z.to_f32()).collect();
-        check(&narrow, &wide, &params, rounds, &mut ws);
+        check(&narrow, &wide, &params, &mut ws);
         let narrow: Vec<bf16> = row.iter().map(|z| bf16::from_f32(*z)).collect();
         let wide: Vec<f32> = narrow.iter().map(|z| z.to_f32()).collect();
-        check(&narrow, &wide, &params, rounds, &mut ws);
+        check(&narrow, &wide, &params, &mut ws);
     }
 }
 
-/// Large enough that slices outnumber k, and candidates outnumber what is selected at once.
+/// Large enough that tokens are gathered around a guess; the largest, that slices outnumber k.
 #[test]
 fn equals_the_reference_on_large_rows() {
     let mut ws = Workspace::default();
-    for kind in 0..8 {
-        let row = row(40_000, kind, 7 + u64::from(kind));
-        for k in [1, 20, 5000, 30_000] {
+    let new = || SamplingParams::new().temperature(1.5);
+    for (kind, len) in (0..KINDS).flat_map(|kind| [(kind, 8191), (kind, 40_000)]) {
+        let row = row(len, kind, 7 + u64::from(kind));
+        for k in [1, 3, 20, 40, 5000, 30_000] {
             for order in [TopKTopP::Joint, TopKTopP::Renormalised] {
-                let params = SamplingParams::new()
-                    .temperature(1.5)
-                    .top_k(k)
-                    .top_p(0.97)
-                    .order(order);
-                check(&row, &row, &params, 2, &mut ws);
+                for p in [0.2, 0.97] {
+                    check(&row, &row, &new().top_k(k).top_p(p).order(order), &mut ws);
+                }
+                let all = new().top_k(k).top_p(0.8).min_p(0.02).order(order);
+                check(&row, &row, &all, &mut ws);
             }
-            check(&row, &row, &SamplingParams::new().top_k(k), 4, &mut ws);
+            check(&row, &row, &new().top_k(k), &mut ws);
         }
-        check(
-            &row,
-            &row,
-            &SamplingParams::new().temperature(1.5).top_p(0.5),
-            0,
-            &mut ws,
-        );
-        check(&row, &row, &SamplingParams::new().min_p(0.01), 4, &mut ws);
+        for p in [0.01, 0.5, 0.9, 0.999, 0.999_999_9] {
+            check(&row, &row, &new().top_p(p), &mut ws);
+        }
+        check(&row, &row, &new(), &mut ws);
+        check(&row, &row, &new().min_p(0.01), &mut ws);
+    }
+}
+
+/// Every token of every slice comes up, the last of a slice and the last that is kept too.
+#[test]
+fn equals_the_reference_for_many_random_numbers() {
+    let mut ws = Workspace::default();
+    let positions: Vec<u64> = (0..3000).collect();
+    for kind in [2, 3, 11] {
+        let row = row(1300, kind, 5);
+        for params in [
+            SamplingParams::new(),
+            SamplingParams::new().top_k(1100),
+            SamplingParams::new().top_p(0.9),
+            SamplingParams::new().min_p(1e-5),
+        ] {
+            check_at(&positions, &row, &row, &params, &mut ws);
+        }
     }
 }

@@ -14,12 +14,6 @@ pub(crate) mod weight;
 
 use crate::params::RowParams;
 
-/// Rounds of dual-pivot rejection before the threshold is searched for directly.
-///
-/// Each refused draw halves the bracket or better, and most rows accept their first draw; the bound is
-/// there so that no input can run for long (a GPU watchdog ends a kernel after a second or two).
-pub(crate) const MAX_ROUNDS: u32 = 4;
-
 /// The integer `floor(u · mass / 2⁶⁴)` for the random 64 bits `u`: uniform in `0..mass`.
 #[inline(always)]
 pub(crate) fn scale_random(u: u64, mass: u64) -> u64 {

@@ -13,7 +13,7 @@ const ZERO: u32 = 1 << 31;
 
 /// Maps finite and infinite floats to integers in the same order. NaN has no rank.
 #[inline(always)]
-fn rank(value: f32) -> u32 {
+pub(crate) const fn rank(value: f32) -> u32 {
     let magnitude = value.to_bits() & 0x7fff_ffff;
     if value.is_sign_negative() {
         ZERO - magnitude
@@ -22,8 +22,9 @@ fn rank(value: f32) -> u32 {
     }
 }
 
+/// The float with this rank; of the two zeros, the positive one.
 #[inline(always)]
-fn unrank(rank: u32) -> f32 {
+pub(crate) fn unrank(rank: u32) -> f32 {
     if rank < ZERO {
         f32::from_bits((ZERO - rank) | 0x8000_0000)
     } else {
@@ -33,17 +34,14 @@ fn unrank(rank: u32) -> f32 {
 
 impl Key {
     /// Below every finite logit: nothing is excluded but −inf.
-    pub(crate) const LOWEST: Self = Self(((ZERO - 0x7f80_0000) as u64) << 32 | u32::MAX as u64);
+    pub(crate) const LOWEST: Self = Self::new(f32::NEG_INFINITY, 0);
+
+    /// Above every finite logit.
+    pub(crate) const HIGHEST: Self = Self::new(f32::INFINITY, u32::MAX);
 
     #[inline(always)]
-    pub(crate) fn new(logit: f32, id: u32) -> Self {
-        Self(u64::from(rank(logit)) << 32 | u64::from(!id))
-    }
-
-    /// The greatest place below every token whose logit is `logit` or more.
-    #[inline(always)]
-    pub(crate) fn below_logit(logit: f32) -> Self {
-        Self((u64::from(rank(logit)) << 32) - 1)
+    pub(crate) const fn new(logit: f32, id: u32) -> Self {
+        Self((rank(logit) as u64) << 32 | !id as u64)
     }
 
     /// The greatest place below this one.
@@ -52,16 +50,14 @@ impl Key {
         Self(self.0 - 1)
     }
 
-    /// A place halfway between the two, never below `self`.
+    /// A place halfway between the two, in a row of so many ids; not below `self`, which must not be above `high`.
     #[inline(always)]
-    pub(crate) fn midpoint(self, high: Self) -> Self {
-        Self(self.0 + (high.0 - self.0) / 2)
-    }
-
-    /// Whether a place lies strictly between the two.
-    #[inline(always)]
-    pub(crate) fn below_by_more_than_one(self, high: Self) -> bool {
-        high.0 - self.0 > 1
+    pub(crate) fn midpoint(self, high: Self, ids: u32) -> Self {
+        // Places in a row: every rank holds one for each id, and one below all.
+        let places = u64::from(ids) + 1;
+        let place = |key: Self| (key.0 >> 32) * places + u64::from(ids - key.id().min(ids));
+        let middle = place(self) + (place(high) - place(self)) / 2;
+        Self((middle / places) << 32 | u64::from(!(ids - (middle % places) as u32)))
     }
 
     #[inline(always)]
@@ -110,17 +106,22 @@ mod tests {
             prop_assert_eq!(Key::new(a, i).logit(), a);
             prop_assert_eq!(Key::new(a, i).id(), i);
             prop_assert!(Key::new(a, i).previous_logit() < a);
-            prop_assert!(Key::new(a, i) > Key::below_logit(a));
-            prop_assert!(Key::new(Key::new(a, i).previous_logit(), 0) <= Key::below_logit(a));
         }
 
         #[test]
-        fn midpoints_stay_between_and_halve(a in any::<u64>(), b in any::<u64>()) {
-            let (low, high) = (Key(a.min(b)), Key(a.max(b)));
-            let middle = low.midpoint(high);
-            prop_assert!(low <= middle && middle <= high);
-            prop_assert!(middle.0 - low.0 <= (high.0 - low.0) / 2);
-            prop_assert!(high.0 - middle.0 <= (high.0 - low.0).div_ceil(2));
+        fn midpoints_stay_between_and_halve(
+            a in -4f32..4.0, b in -4f32..4.0, i in 0u32..1000, j in 0u32..1000, tie in any::<bool>(),
+        ) {
+            let b = if tie { a } else { b };
+            let (a, b) = (Key::new(a, i), Key::new(b, j));
+            let (mut low, high) = (a.min(b).below(), a.max(b));
+            // Halving from below arrives at `high`, soon.
+            for _ in 0..42 {
+                let middle = low.midpoint(high, 1000);
+                prop_assert!(low <= middle && middle <= high && middle.id() <= 1000);
+                low = middle;
+            }
+            prop_assert_eq!(low, high.below());
         }
     }
 }

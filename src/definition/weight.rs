@@ -6,12 +6,12 @@
 //!
 //! A row is cut into slices of [`SLICE`] tokens. Inside a slice a weight is an integer in units of
 //! `2^(n_max − 27)`, where `n_max` belongs to the slice's largest logit: sums need no rounding, hence no
-//! order, and a row can be summed while it is read for the first time. Slices are then merged in units
-//! of `2^(n_row − 38)`, by shifting.
+//! order, and a row can be summed while it is read for the first time. Slices, or single tokens of
+//! different slices, are then brought to units of `2^(n_row − 38)`, by shifting.
 //!
 //! What is lost: a weight is rounded to the nearest unit of its slice, so a token 28 binary orders
-//! (19.4 nats) below the largest of its own 512 neighbours weighs nothing, and the whole distribution is
-//! within 2⁻¹⁸ of the exact softmax in total variation. A tail spread over other slices keeps its mass.
+//! (19.4 nats) below the largest of its own 512 neighbours weighs nothing; and where a single token's weight
+//! counts in the row's unit, it is rounded down to that. `docs/definition.md` adds up what this costs.
 
 /// Tokens per slice. Part of the definition: it does not follow the batch, the launch or the backend.
 pub(crate) const SLICE: usize = 512;
@@ -21,7 +21,7 @@ const FRACTION: u32 = 27;
 
 /// Bits that the row's unit has below the unit of the slice with the largest logit.
 /// 2²⁴ tokens of 2^27.5 each then stay below 2⁶³.
-const HEADROOM: u32 = 11;
+pub(crate) const HEADROOM: u32 = 11;
 
 /// Adding 1.5·2²³ rounds a float of magnitude below 2²² to an integer that sits in the low bits.
 pub(crate) const MAGIC: f32 = 12_582_912.0;
@@ -111,7 +111,19 @@ impl SliceScale {
         FRACTION.wrapping_sub(self.unit)
     }
 
-    /// A sum of weights of this slice in units of the row, whose largest logit's slice is `row`.
+    /// How many bits one of this slice's weights loses (right) or gains (left) in units of the row, whose
+    /// largest logit's slice is `row`: one of the two is 0.
+    #[inline(always)]
+    pub(crate) fn shifts(self, row: SliceScale) -> (u32, u32) {
+        let down = row.unit - self.unit;
+        (
+            // A weight has 28 bits.
+            down.saturating_sub(HEADROOM).min(31),
+            HEADROOM.saturating_sub(down),
+        )
+    }
+
+    /// A weight, or a sum of weights, of this slice in units of the row, whose largest logit's slice is `row`.
     #[inline(always)]
     pub(crate) fn to_row_units(self, mass: u64, row: SliceScale) -> u64 {
         let down = row.unit - self.unit;
@@ -244,7 +256,7 @@ mod tests {
     fn row_units_and_their_inverse_agree() {
         let s = scale(1.0);
         let row = s.slice(10.0).unwrap();
-        for max in [10.0f32, 9.0, 3.0, 0.0, -12.0, -25.0] {
+        for max in [10.0f32, 9.0, 3.0, 0.0, -12.0, -25.0, -60.0] {
             let slice = s.slice(max).unwrap();
             let total = slice.to_row_units(1 << 36, row);
             for r in [0, 1, 2, 1000, total / 3, total.saturating_sub(1)] {
@@ -254,6 +266,11 @@ mod tests {
                 let first = slice.first_above(r, row);
                 assert!(slice.to_row_units(first, row) > r);
                 assert!(slice.to_row_units(first - 1, row) <= r);
+            }
+            for weight in [0u32, 1, 2, 77, 1 << 20, (1 << 28) - 1] {
+                let (right, left) = slice.shifts(row);
+                let shifted = u64::from(weight >> right) << left;
+                assert_eq!(shifted, slice.to_row_units(u64::from(weight), row));
             }
         }
         // Far below the row's largest, a slice has no mass left and nothing overflows.

@@ -84,6 +84,7 @@ pub(crate) struct Logits {
 pub(crate) struct Kernels {
     pub(crate) slices: &'static str,
     pub(crate) draw: &'static str,
+    pub(crate) look: &'static str,
     #[cfg(feature = "cuda")]
     pub(crate) softmax: &'static str,
 }
@@ -93,6 +94,7 @@ macro_rules! kernels {
         Kernels {
             slices: concat!("slices_", $dtype),
             draw: concat!("draw_", $dtype),
+            look: concat!("look_", $dtype),
             #[cfg(feature = "cuda")]
             softmax: concat!("softmax_", $dtype),
         }
@@ -113,11 +115,19 @@ impl Kernels {
     }
 }
 
+/// Groups of a slice, as in `kernels/row.h`.
+const GROUPS: usize = 32;
+
+/// More blocks than a large GPU runs at once; where slices are enough for twice as many, each wave reads two of them, and so on.
+const READING_BLOCKS: usize = 4096;
+
 /// What the first read leaves of each slice of each row.
 pub(crate) struct Summaries<G: Gpu> {
     slices: usize,
     /// f32, one a slice
     largest: G::Memory,
+    /// f32, [`GROUPS`] a slice
+    groups: G::Memory,
     /// u64, one a slice
     mass: G::Memory,
 }
@@ -128,6 +138,7 @@ impl<G: Gpu> Summaries<G> {
         Ok(Self {
             slices,
             largest: gpu.allocate(slices.div_ceil(2))?,
+            groups: gpu.allocate(slices * GROUPS / 2)?,
             mass: gpu.allocate(slices)?,
         })
     }
@@ -140,11 +151,15 @@ impl<G: Gpu> Summaries<G> {
         Argument::Address(G::address(&self.largest))
     }
 
+    pub(crate) fn groups(&self) -> Argument {
+        Argument::Address(G::address(&self.groups))
+    }
+
     pub(crate) fn mass(&self) -> Argument {
         Argument::Address(G::address(&self.mass))
     }
 
-    /// The first read of kernels/sample.hip: every slice's largest logit and, where the parameters (one for each row,
+    /// The first read of kernels/read.h: every slice's largest logit and, where the parameters (one for each row,
     /// or one that the rows share) want it, its mass.
     ///
     /// # Safety
@@ -157,14 +172,18 @@ impl<G: Gpu> Summaries<G> {
         params: &G::Memory,
         shared_params: bool,
     ) -> Result<()> {
-        let blocks = slices(logits.vocab).div_ceil((BLOCK / gpu.wave()) as usize);
+        let per_block = (BLOCK / gpu.wave()) as usize;
+        let each = slices(logits.vocab).div_ceil(per_block);
+        let blocks = each.div_ceil((logits.rows * each / READING_BLOCKS).max(1));
         let arguments = [
             Argument::Address(logits.address),
             Argument::I64(logits.stride as i64),
             Argument::U32(logits.vocab as u32),
             Argument::Address(G::address(params)),
             Argument::U32(u32::from(shared_params)),
+            Argument::U32((blocks * per_block) as u32),
             self.largest(),
+            self.groups(),
             self.mass(),
         ];
         let kernel = Kernels::of(logits.dtype)?.slices;

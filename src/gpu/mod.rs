@@ -28,11 +28,17 @@ use crate::params::{RowParams, TopKTopP};
 pub(crate) const BLOCK: u32 = 512;
 
 /// The files of `kernels/`, in the order in which they include each other.
-const HEADERS: [&str; 4] = [
+const HEADERS: [&str; 10] = [
     include_str!("../../kernels/portable.h"),
     include_str!("../../kernels/definition.h"),
     include_str!("../../kernels/slice.h"),
     include_str!("../../kernels/block.h"),
+    include_str!("../../kernels/candidates.h"),
+    include_str!("../../kernels/row.h"),
+    include_str!("../../kernels/read.h"),
+    include_str!("../../kernels/gather.h"),
+    include_str!("../../kernels/look.h"),
+    include_str!("../../kernels/search.h"),
 ];
 const KERNELS: [&str; 3] = [
     include_str!("../../kernels/sample.hip"),
@@ -110,6 +116,11 @@ mod tests {
         }
         assert!(source.contains(&format!("#define BLOCK {BLOCK}u")));
         assert!(source.contains(&format!("#define SLICE {SLICE}u")));
+        assert!(source.contains(&format!("#define WIDE_WORDS {}u", rows::WIDE_WORDS)));
+        assert!(source.contains(&format!("#define CAPACITY {}u", rows::CAPACITY)));
+        let most = format!("#define MAX_K_GATHERED {}u", rows::MAX_K_GATHERED);
+        assert!(source.contains(&most));
+        assert!(source.contains("enum Stage { ALL, MAY_LEAVE, RETURN };"));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! launched, for waves of 32 and of 64.
 
 use super::launch::{Argument, Gpu, Logits, checked};
-use super::rows::Rows;
+use super::rows::{MAY_LEAVE, RETURN, Rows};
 use super::{BLOCK, DeviceParams, slices, source};
 use crate::SamplingParams;
 use crate::params::{RowParams, TopKTopP};
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 
 /// What [`Rows`] allocate, in this order.
-const NAMES: [&str; 4] = ["params", "positions", "largest", "mass"];
+const NAMES: [&str; 6] = ["params", "positions", "largest", "groups", "mass", "wide"];
 const LOGITS: u64 = 1 << 60;
 const IDS: u64 = 1 << 61;
 
@@ -135,46 +135,104 @@ fn words(params: &[RowParams]) -> Vec<u64> {
     params.iter().flat_map(words).collect()
 }
 
-/// Two launches over 5,000 tokens (10 slices), of which one reads `blocks` of slices.
-fn launches(rows: usize, blocks: usize) -> [Value; 2] {
-    let (logits, params) = (json!(["address", "logits"]), json!(["address", "params"]));
-    let [largest, mass] = ["largest", "mass"].map(|name| json!(["address", name]));
+/// Four launches over 5,000 tokens (10 slices), of which two read the row by so many `blocks`.
+fn launches(rows: usize, blocks: usize, per_block: usize) -> [Value; 4] {
+    let address = |name| json!(["address", name]);
+    let (logits, params) = (address("logits"), address("params"));
+    let [largest, groups, mass, wide] = ["largest", "groups", "mass", "wide"].map(address);
     let (stride, vocab) = (json!(["i64", 5003]), json!(["u32", 5000]));
-    [
-        json!({
-            "launch": "slices_bf16",
-            "grid": [rows, blocks],
-            "arguments": [logits, stride, vocab, params, ["u32", 0], largest, mass],
-        }),
+    let draw = |stage| {
         json!({
             "launch": "draw_bf16",
             "grid": [rows, 1],
             "arguments": [
-                logits, stride, vocab, params, ["address", "positions"], largest, mass, ["address", "ids"]
+                logits, stride, vocab, params, address("positions"), largest, groups, mass, wide, ["u32", stage], address("ids")
             ],
+        })
+    };
+    [
+        json!({
+            "launch": "slices_bf16",
+            "grid": [rows, blocks],
+            "arguments": [logits, stride, vocab, params, ["u32", 0], ["u32", blocks * per_block], largest, groups, mass],
         }),
+        draw(MAY_LEAVE),
+        json!({
+            "launch": "look_bf16",
+            "grid": [rows, blocks],
+            "arguments": [logits, stride, vocab, largest, mass, wide, ["u32", blocks]],
+        }),
+        draw(RETURN),
     ]
 }
 
 #[test]
-fn a_draw_is_two_uploads_and_two_launches() {
+fn a_draw_is_two_uploads_and_four_launches() {
     // Waves of a block, each with a slice: 16 of 32 lanes, 8 of 64.
-    for (wave, blocks) in [(32, 1), (64, 2)] {
+    for (wave, blocks, per_block) in [(32, 1, 16), (64, 2, 8)] {
         let gpu = Recorder::new(wave);
         let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
-        // Parameters of 5 words, positions; of each slice 4 bytes, 8 bytes.
-        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 30]);
+        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 4 bytes, 8 bytes; and 3,616 words.
+        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 480, 30, 10_848]);
         let params = params(&[7, 8, 9]);
         let logits = logits(DType::BF16, 3, 5000, 5003);
         draw(&mut rows, &gpu, &logits, &params, &[1, u64::MAX, 1 << 40]).unwrap();
-        let [first, second] = launches(3, blocks);
-        let wanted = [
+        let uploads = [
             json!({ "upload": words(&params), "to": "params", "at": 0 }),
             json!({ "upload": [1, u64::MAX, 1u64 << 40], "to": "positions", "at": 0 }),
-            first,
-            second,
         ];
+        let wanted = [&uploads[..], &launches(3, blocks, per_block)].concat();
         assert_eq!(gpu.steps(), wanted);
+    }
+}
+
+#[test]
+fn two_launches_do_where_few_tokens_can_be_kept() {
+    let new = SamplingParams::new;
+    let kernels = |vocab: usize, params: &[SamplingParams]| -> Vec<Value> {
+        let gpu = Recorder::new(32);
+        let mut rows = Rows::new(&gpu, params.len(), vocab).unwrap();
+        let params: Vec<_> = params.iter().map(|p| p.resolve().unwrap()).collect();
+        let logits = logits(DType::F32, params.len(), vocab, vocab);
+        let positions = vec![0; params.len()];
+        draw(&mut rows, &gpu, &logits, &params, &positions).unwrap();
+        let names = gpu.steps().into_iter().map(|step| step["launch"].clone());
+        names.filter(|name| name.is_string()).collect()
+    };
+    let few = [
+        new(),
+        new().temperature(0.0),
+        new().min_p(0.1),
+        new().top_k(1536).top_p(0.9),
+    ];
+    assert_eq!(kernels(5000, &few), ["slices_f32", "draw_f32"]);
+    for many in [new().top_k(1537), new().top_p(0.9)] {
+        let rows = [&few[..], &[many]].concat();
+        let four = ["slices_f32", "draw_f32", "look_f32", "draw_f32"];
+        assert_eq!(kernels(5000, &rows), four);
+        assert_eq!(kernels(3584, &rows), ["slices_f32", "draw_f32"]);
+    }
+}
+
+#[test]
+fn large_batches_read_several_slices_a_wave_and_look_with_fewer_blocks() {
+    let grids = |rows: usize| -> Vec<Value> {
+        let gpu = Recorder::new(32);
+        let mut on_device = Rows::new(&gpu, rows, 151_936).unwrap();
+        let params = params(&vec![1; rows]);
+        let logits = logits(DType::F32, rows, 151_936, 151_936);
+        draw(&mut on_device, &gpu, &logits, &params, &vec![0; rows]).unwrap();
+        let grids = gpu.steps().into_iter().map(|step| step["grid"].clone());
+        grids.filter(Value::is_array).collect()
+    };
+    let grids_of =
+        |rows, reading, looking| [[rows, reading], [rows, 1], [rows, looking], [rows, 1]];
+    // 297 slices are 19 blocks of 16 waves.
+    for (rows, reading, looking) in [(1, 19, 19), (64, 19, 16), (512, 10, 2), (5000, 1, 1)] {
+        assert_eq!(
+            grids(rows),
+            grids_of(rows, reading, looking).map(|grid| json!(grid))
+        );
     }
 }
 
@@ -189,7 +247,7 @@ fn only_what_has_changed_is_uploaded() {
 
     // The kernels have advanced the positions.
     draw(&mut rows, &gpu, &logits, &before, &[5, 0, 7]).unwrap();
-    assert_eq!(gpu.steps(), launches(3, 1));
+    assert_eq!(gpu.steps(), launches(3, 1, 16));
 
     draw(&mut rows, &gpu, &logits, &after, &[6, 0, 9]).unwrap();
     let changed = [
@@ -197,7 +255,7 @@ fn only_what_has_changed_is_uploaded() {
         json!({ "upload": [0], "to": "positions", "at": 1 }),
         json!({ "upload": [9], "to": "positions", "at": 2 }),
     ];
-    assert_eq!(gpu.steps(), [&changed[..], &launches(3, 1)].concat());
+    assert_eq!(gpu.steps(), [&changed[..], &launches(3, 1, 16)].concat());
 
     // After a failure nobody knows what is there.
     gpu.broken.set(true);
@@ -209,7 +267,7 @@ fn only_what_has_changed_is_uploaded() {
         json!({ "upload": words(&after), "to": "params", "at": 0 }),
         json!({ "upload": [7, 1, 10], "to": "positions", "at": 0 }),
     ];
-    assert_eq!(gpu.steps(), [&all[..], &launches(3, 1)].concat());
+    assert_eq!(gpu.steps(), [&all[..], &launches(3, 1, 16)].concat());
 }
 
 #[test]
@@ -249,12 +307,12 @@ fn kernels_take_what_they_are_given() {
     let source = source();
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let gpu = Recorder::new(32);
-        let mut rows = Rows::new(&gpu, 1, 100).unwrap();
-        let logits = logits(dtype, 1, 100, 100);
+        let mut rows = Rows::new(&gpu, 1, 5000).unwrap();
+        let logits = logits(dtype, 1, 5000, 5000);
         draw(&mut rows, &gpu, &logits, &params(&[1]), &[0]).unwrap();
         let steps = gpu.steps();
         let launches: Vec<_> = steps.iter().filter(|s| s["launch"].is_string()).collect();
-        assert_eq!(launches.len(), 2);
+        assert_eq!(launches.len(), 4);
         for launch in launches {
             let given = launch["arguments"].as_array().unwrap();
             let given: Vec<_> = given.iter().map(|x| x[0].as_str().unwrap()).collect();

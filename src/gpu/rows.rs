@@ -1,7 +1,7 @@
 //! A sampler's rows in device memory: parameters, positions, workspace.
 
-use super::DeviceParams;
 use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
+use super::{BLOCK, DeviceParams, slices};
 use crate::params::RowParams;
 use candle_core::Result;
 
@@ -14,10 +14,36 @@ pub(crate) struct Rows<G: Gpu> {
     positions: G::Memory,
     capacity: usize,
     summaries: Summaries<G>,
+    /// What one launch leaves for the next, of rows that take more than two.
+    wide: G::Memory,
 }
 
 /// Words of one row's parameters.
 const PARAM_WORDS: usize = size_of::<DeviceParams>() / size_of::<u64>();
+
+/// Words of a row in `wide`, as in `kernels/row.h`.
+pub(super) const WIDE_WORDS: usize = 3616;
+
+/// What a row's block gathers in shared memory, as in `kernels/candidates.h`.
+pub(super) const CAPACITY: usize = 3584;
+
+/// Top-k up to here finds what it needs there, as in `kernels/sample.hip`.
+pub(super) const MAX_K_GATHERED: u32 = 1536;
+
+/// Blocks that look at rows again together: enough for large GPUs, and little to wait for where they find nothing to do.
+const LOOKING_BLOCKS: usize = 1024;
+
+/// Stages of `draw` in `kernels/sample.hip`.
+pub(super) const ALL: u32 = 0;
+pub(super) const MAY_LEAVE: u32 = 1;
+pub(super) const RETURN: u32 = 2;
+
+/// Whether so many tokens of the row may be kept that one block takes long to find out which.
+fn may_be_wide(params: &RowParams, vocab: usize) -> bool {
+    let few = params.top_k_of(vocab).is_some_and(|k| k <= MAX_K_GATHERED);
+    let filtered = params.top_k_of(vocab).is_some() || params.top_p.is_some();
+    vocab > CAPACITY && !params.greedy && filtered && !few
+}
 
 impl<G: Gpu> Rows<G> {
     /// Room for these rows, nothing uploaded yet.
@@ -28,6 +54,7 @@ impl<G: Gpu> Rows<G> {
             positions: gpu.allocate(batch.max(1))?,
             capacity: batch,
             summaries: Summaries::new(gpu, batch, vocab)?,
+            wide: gpu.allocate(WIDE_WORDS * batch.max(1))?,
         })
     }
 
@@ -81,7 +108,7 @@ impl<G: Gpu> Rows<G> {
         // SAFETY: the caller vouches for it all.
         let drawn = self
             .upload(gpu, params, positions)
-            .and_then(|()| unsafe { self.launch(gpu, kernels, logits, ids) });
+            .and_then(|()| unsafe { self.launch(gpu, kernels, logits, ids, params) });
         match drawn {
             Ok(()) => {
                 for (_, position) in &mut self.known {
@@ -103,21 +130,48 @@ impl<G: Gpu> Rows<G> {
         kernels: &Kernels,
         logits: &Logits,
         ids: u64,
+        params: &[RowParams],
     ) -> Result<()> {
+        let (vocab, rows) = (logits.vocab, logits.rows);
+        let address = Argument::Address(logits.address);
+        let stride = Argument::I64(logits.stride as i64);
+        let wide = Argument::Address(G::address(&self.wide));
+        // SAFETY: the caller vouches for the logits, and the summaries fit.
+        unsafe { self.summaries.read(gpu, logits, &self.params, false)? };
+        let draw = |stage| {
+            let arguments = [
+                address,
+                stride,
+                Argument::U32(vocab as u32),
+                Argument::Address(G::address(&self.params)),
+                Argument::Address(G::address(&self.positions)),
+                self.summaries.largest(),
+                self.summaries.groups(),
+                self.summaries.mass(),
+                wide,
+                Argument::U32(stage),
+                Argument::Address(ids),
+            ];
+            // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*`.
+            unsafe { gpu.launch(kernels.draw, [rows, 1], &arguments) }
+        };
+        if !params.iter().any(|row| may_be_wide(row, vocab)) {
+            return draw(ALL);
+        }
+        let most = slices(vocab).div_ceil((BLOCK / gpu.wave()) as usize);
+        let blocks = (LOOKING_BLOCKS / rows).clamp(1, most);
         let arguments = [
-            Argument::Address(logits.address),
-            Argument::I64(logits.stride as i64),
-            Argument::U32(logits.vocab as u32),
-            Argument::Address(G::address(&self.params)),
-            Argument::Address(G::address(&self.positions)),
+            address,
+            stride,
+            Argument::U32(vocab as u32),
             self.summaries.largest(),
             self.summaries.mass(),
-            Argument::Address(ids),
+            wide,
+            Argument::U32(blocks as u32),
         ];
-        // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*`.
-        unsafe {
-            self.summaries.read(gpu, logits, &self.params, false)?;
-            gpu.launch(kernels.draw, [logits.rows, 1], &arguments)
-        }
+        draw(MAY_LEAVE)?;
+        // SAFETY: as for `draw`; the arguments are those of `look_*`.
+        unsafe { gpu.launch(kernels.look, [rows, blocks], &arguments)? };
+        draw(RETURN)
     }
 }

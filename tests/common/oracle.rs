@@ -81,12 +81,40 @@ impl Oracle {
         }
     }
 
+    /// The kept token at which the sum of probabilities, ids ascending, exceeds `u` (of 1), and how far `u` is from another.
+    pub fn drawn(&self, u: f64) -> (u32, f64) {
+        let mut below = 0.0;
+        for (id, p) in self.probabilities() {
+            if u < below + p {
+                return (id, (u - below).min(below + p - u));
+            }
+            below += p;
+        }
+        (u32::MAX, 0.0)
+    }
+
     /// The kept ids, ascending, with their probabilities.
     pub fn probabilities(&self) -> Vec<(u32, f64)> {
         let ids = (0..self.kept.len()).filter(|&id| self.kept[id]);
         let total: f64 = ids.clone().map(|id| self.weight[id]).sum();
         ids.map(|id| (id as u32, self.weight[id] / total)).collect()
     }
+}
+
+/// What a draw is made of: 64 bits of Philox4x32-10, written down a second time.
+pub fn random_bits(seed: u64, position: u64) -> u64 {
+    let [mut a, mut b, mut c, mut d] = [position as u32, (position >> 32) as u32, 0, 0];
+    let (mut k, mut l) = (seed as u32, (seed >> 32) as u32);
+    for _ in 0..10 {
+        let x = u64::from(a) * 0xD251_1F53;
+        let y = u64::from(c) * 0xCD9E_8D57;
+        a = (y >> 32) as u32 ^ b ^ k;
+        c = (x >> 32) as u32 ^ d ^ l;
+        (b, d) = (y as u32, x as u32);
+        k = k.wrapping_add(0x9E37_79B9);
+        l = l.wrapping_add(0xBB67_AE85);
+    }
+    u64::from(b) << 32 | u64::from(a)
 }
 
 /// Pearson's statistic over cells of at least 10 expected draws (rarer tokens share one), against its

@@ -12,12 +12,17 @@
 #include <string.h>
 
 #undef UNROLL
+#undef UNROLL_SOME
+#undef ROLLED
 #define UNROLL
+#define UNROLL_SOME
+#define ROLLED
 #define DEVICE static inline
 // Blocks run one after the other, so static storage serves as shared memory. Before every other block, by chance, it is
 // filled with garbage; the others find what the block before them left.
 #define SHARED static
-#define KERNEL(threads) extern "C" void
+#define GLOBAL
+#define KERNEL(threads, blocks) extern "C" void
 
 // A place in a kernel. The default arguments below are evaluated where the caller stands.
 struct Site {
@@ -46,7 +51,14 @@ DEVICE u32 atomic_add(u32 *p, u32 x) {
     *p += x;
     return before;
 }
+DEVICE void atomic_add(u64 *p, u64 x) { *p += x; }
+DEVICE u32 atomic_add_on_device(u32 *p, u32 x) { return atomic_add(p, x); }
+DEVICE void atomic_add_on_device(u64 *p, u64 x) { atomic_add(p, x); }
+DEVICE u32 uniform(u32 x) { return x; }
+DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }
+DEVICE u32 lowest_bit(u64 x) { return (u32)__builtin_ctzll(x); }
 
+DEVICE float at_least(float x, float least) { return x > least ? x : least; }
 DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE u32 round_u32(float x) { return (u32)rintf(x); }
 DEVICE u32 bits_of(float x) {

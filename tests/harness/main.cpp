@@ -64,11 +64,15 @@ struct Kernels;
     struct Kernels<T> {                                 \
         static constexpr auto slices = slices_##name;   \
         static constexpr auto draw = draw_##name;       \
+        static constexpr auto look = look_##name;       \
         static constexpr auto softmax = softmax_##name; \
     };
 KERNELS(f32, float)
 KERNELS(f16, f16)
 KERNELS(bf16, bf16)
+
+// By the seed, so that every case is run either way.
+static bool one_launch;
 
 static u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
 
@@ -78,13 +82,28 @@ static void sample(FILE *file, const Case &c) {
     Buffer<u64> positions = read_buffer<u64>(file, c.rows);
     Buffer<T> logits = read_buffer<T>(file, c.elements);
     u32 slices = ceil_div(c.vocab, SLICE);
-    Buffer<float> largest(c.rows * slices);
+    Buffer<float> largest(c.rows * slices), groups(c.rows * slices * GROUPS);
     Buffer<u64> mass(c.rows * slices);
     Buffer<u32> ids(c.rows);
     const T *first = logits + c.offset;
-    launch(c.rows, ceil_div(slices, SLICES_PER_BLOCK),
-           [&] { Kernels<T>::slices(first, c.stride, c.vocab, params, 0, largest, mass); });
-    launch(c.rows, 1, [&] { Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, mass, ids); });
+    // A slice a wave, or several.
+    u32 blocks = one_launch ? ceil_div(slices, SLICES_PER_BLOCK) : 1, step = blocks * SLICES_PER_BLOCK;
+    launch(c.rows, blocks, [&] { Kernels<T>::slices(first, c.stride, c.vocab, params, 0, step, largest, groups, mass); });
+    Buffer<u64> wide((u64)c.rows * WIDE_WORDS);
+    auto draw = [&](Stage stage) {
+        launch(c.rows, 1, [&] {
+            Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, wide, stage, ids);
+        });
+    };
+    // Rows that take more than one look: by one block in one launch, or with the first look by two.
+    if (one_launch) {
+        draw(ALL);
+    } else {
+        u32 looking = 2;
+        draw(MAY_LEAVE);
+        launch(c.rows, looking, [&] { Kernels<T>::look(first, c.stride, c.vocab, largest, mass, wide, looking); });
+        draw(RETURN);
+    }
     write(ids);
     write(positions);
 }
@@ -94,12 +113,12 @@ static void softmax(FILE *file, const Case &c) {
     Buffer<RowParams> params = read_buffer<RowParams>(file, c.params);
     Buffer<T> logits = read_buffer<T>(file, c.elements);
     u32 slices = ceil_div(c.vocab, SLICE);
-    Buffer<float> largest(c.rows * slices);
+    Buffer<float> largest(c.rows * slices), groups(c.rows * slices * GROUPS);
     Buffer<u64> mass(c.rows * slices);
     Buffer<T> out((u64)c.rows * c.vocab);
     const T *first = logits + c.offset;
-    launch(c.rows, ceil_div(slices, SLICES_PER_BLOCK),
-           [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, largest, mass); });
+    u32 blocks = ceil_div(slices, SLICES_PER_BLOCK), step = blocks * SLICES_PER_BLOCK;
+    launch(c.rows, blocks, [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, step, largest, groups, mass); });
     float scale = params[0].scale, inverse = params[0].inverse;
     launch(c.rows * ceil_div(slices, SLICES_PER_WRITER), 1,
            [&] { Kernels<T>::softmax(first, c.vocab, scale, inverse, largest, mass, out); });
@@ -124,7 +143,9 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: %s CASES ORDER_SEED [FILE LINE]\n", argv[0]);
         return 2;
     }
-    start_machine(strtoull(argv[2], nullptr, 10), argc == 5 ? Site{argv[3], atoi(argv[4])} : Site{"", 0});
+    u64 seed = strtoull(argv[2], nullptr, 10);
+    one_launch = seed % 2;
+    start_machine(seed, argc == 5 ? Site{argv[3], atoi(argv[4])} : Site{"", 0});
     // Without a barrier a kernel may run for ever.
     if (argc == 5) alarm(20);
     for (int next; (next = fgetc(file)) != EOF;) {

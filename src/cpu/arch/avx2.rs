@@ -6,6 +6,24 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(__m256);
 
+/// For every set of lanes, the order that brings them to the front.
+static FRONT: [[u32; 8]; 256] = {
+    let mut orders = [[0; 8]; 256];
+    let mut set = 0;
+    while set < 256 {
+        let (mut lane, mut n) = (0, 0);
+        while lane < 8 {
+            if set >> lane & 1 == 1 {
+                orders[set][n] = lane;
+                n += 1;
+            }
+            lane += 1;
+        }
+        set += 1;
+    }
+    orders
+};
+
 // SAFETY: the intrinsics below need AVX2 and FMA, which the trait's callers vouch for; loads and stores
 // are bounds-checked and unaligned.
 unsafe impl Lanes for Avx2 {
@@ -15,6 +33,23 @@ unsafe impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn load(from: &[f32]) -> Self {
         unsafe { Self(_mm256_loadu_ps(from[..8].as_ptr())) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: &mut [f32]) {
+        unsafe { _mm256_storeu_ps(to[..8].as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_some(self, lanes: u32, to: &mut [f32]) -> usize {
+        let lanes = lanes as u8;
+        unsafe {
+            let order = _mm256_loadu_si256(FRONT[usize::from(lanes)].as_ptr().cast());
+            Self(_mm256_permutevar8x32_ps(self.0, order)).store(to);
+        }
+        lanes.count_ones() as usize
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
@@ -64,6 +99,10 @@ unsafe impl Lanes for Avx2 {
         unsafe { _mm256_add_epi32(a, b) }
     }
     #[inline(always)]
+    unsafe fn shift_right(a: Self::Int, count: u32) -> Self::Int {
+        unsafe { _mm256_srl_epi32(a, _mm_cvtsi32_si128(count as i32)) }
+    }
+    #[inline(always)]
     unsafe fn to_exponent(a: Self::Int) -> Self::Int {
         unsafe { _mm256_slli_epi32::<23>(a) }
     }
@@ -100,7 +139,7 @@ unsafe impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn store(a: Self::Int, to: &mut [u32]) {
+    unsafe fn store_int(a: Self::Int, to: &mut [u32]) {
         unsafe { _mm256_storeu_si256(to[..8].as_mut_ptr().cast(), a) }
     }
 }

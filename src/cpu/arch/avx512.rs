@@ -17,6 +17,19 @@ unsafe impl Lanes for Avx512 {
         unsafe { Self(_mm512_loadu_ps(from[..16].as_ptr())) }
     }
     #[inline(always)]
+    unsafe fn store(self, to: &mut [f32]) {
+        unsafe { _mm512_storeu_ps(to[..16].as_mut_ptr(), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn store_some(self, lanes: u32, to: &mut [f32]) -> usize {
+        unsafe { Self(_mm512_maskz_compress_ps(lanes as u16, self.0)).store(to) };
+        (lanes as u16).count_ones() as usize
+    }
+    #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
+    #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         unsafe { Self(_mm512_set1_ps(value)) }
     }
@@ -57,6 +70,10 @@ unsafe impl Lanes for Avx512 {
         unsafe { _mm512_add_epi32(a, b) }
     }
     #[inline(always)]
+    unsafe fn shift_right(a: Self::Int, count: u32) -> Self::Int {
+        unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(count as i32)) }
+    }
+    #[inline(always)]
     unsafe fn to_exponent(a: Self::Int) -> Self::Int {
         unsafe { _mm512_slli_epi32::<23>(a) }
     }
@@ -87,7 +104,7 @@ unsafe impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn store(a: Self::Int, to: &mut [u32]) {
+    unsafe fn store_int(a: Self::Int, to: &mut [u32]) {
         unsafe { _mm512_storeu_si512(to[..16].as_mut_ptr().cast(), a) }
     }
 }

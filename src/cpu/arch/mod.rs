@@ -29,12 +29,27 @@ pub(super) unsafe trait Lanes: Copy {
 
     /// The first `COUNT` elements; panics if there are fewer.
     unsafe fn load(from: &[f32]) -> Self;
+    /// Writes to the first `COUNT` elements; panics if there are fewer.
+    unsafe fn store(self, to: &mut [f32]);
+    /// Writes the lanes whose bits are set to the front of the first `COUNT` elements (what the rest of these then hold is
+    /// not specified) and returns their number; ignores other bits, panics if there are fewer elements.
+    unsafe fn store_some(self, lanes: u32, to: &mut [f32]) -> usize;
+    /// Asks for the memory here to be fetched, wherever that is.
+    unsafe fn prefetch(_at: *const u8) {}
     unsafe fn splat(value: f32) -> Self;
     unsafe fn sub(self, other: Self) -> Self;
     /// The larger of the two; `other` where `self` is NaN.
     unsafe fn max(self, other: Self) -> Self;
     /// `self · factor + addend`, rounded once.
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self;
+    /// The sum of the lanes, in any order.
+    #[inline(always)]
+    unsafe fn rough_sum(self) -> f32 {
+        let mut lanes = [0.0; 16];
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { self.store(&mut lanes) };
+        lanes.into_iter().sum()
+    }
     /// The largest lane (no lane is NaN).
     unsafe fn largest(self) -> f32;
 
@@ -45,6 +60,8 @@ pub(super) unsafe trait Lanes: Copy {
 
     unsafe fn splat_int(value: u32) -> Self::Int;
     unsafe fn add(a: Self::Int, b: Self::Int) -> Self::Int;
+    /// Shifts right by `count`, at most 31.
+    unsafe fn shift_right(a: Self::Int, count: u32) -> Self::Int;
     /// Shifts left by 23, to where a float's exponent is.
     unsafe fn to_exponent(a: Self::Int) -> Self::Int;
     /// All ones in the lanes of `seen` that are so already, or where `self` is NaN.
@@ -57,7 +74,7 @@ pub(super) unsafe trait Lanes: Copy {
     /// The sum of the lanes, which must each be below 2³².
     unsafe fn sum(a: Self::Int) -> u64;
     /// Writes to the first `COUNT` elements; panics if there are fewer.
-    unsafe fn store(a: Self::Int, to: &mut [u32]);
+    unsafe fn store_int(a: Self::Int, to: &mut [u32]);
 }
 
 /// The widest instruction set that this crate has code for and this CPU has.
@@ -75,10 +92,16 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             // The standard library asks the CPU once and remembers.
-            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq") {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("popcnt")
+                && is_x86_feature_detected!("bmi1");
+            let avx512 =
+                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512dq");
+            if avx2 && avx512 {
                 return Self::Avx512;
             }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if avx2 {
                 return Self::Avx2;
             }
         }

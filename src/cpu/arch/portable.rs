@@ -23,6 +23,19 @@ unsafe impl Lanes for Portable {
         Self(std::array::from_fn(|i| from[i]))
     }
     #[inline(always)]
+    unsafe fn store(self, to: &mut [f32]) {
+        to[..8].copy_from_slice(&self.0);
+    }
+    #[inline(always)]
+    unsafe fn store_some(self, lanes: u32, to: &mut [f32]) -> usize {
+        let mut n = 0;
+        for (i, z) in self.0.into_iter().enumerate() {
+            to[n] = z;
+            n += (lanes >> i & 1) as usize;
+        }
+        n
+    }
+    #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self([value; 8])
     }
@@ -65,6 +78,10 @@ unsafe impl Lanes for Portable {
         std::array::from_fn(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
+    unsafe fn shift_right(a: Self::Int, count: u32) -> Self::Int {
+        a.map(|x| x >> count)
+    }
+    #[inline(always)]
     unsafe fn to_exponent(a: Self::Int) -> Self::Int {
         a.map(|x| x << 23)
     }
@@ -95,7 +112,7 @@ unsafe impl Lanes for Portable {
         a.into_iter().map(u64::from).sum()
     }
     #[inline(always)]
-    unsafe fn store(a: Self::Int, to: &mut [u32]) {
+    unsafe fn store_int(a: Self::Int, to: &mut [u32]) {
         to[..8].copy_from_slice(&a);
     }
 }

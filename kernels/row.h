@@ -1,0 +1,163 @@
+// A row after the first read: what is known of it, and the token where a sum is reached.
+//
+// A block that draws runs once through its code, and most of its time goes to waiting, for memory and for instructions alike: so
+// loops here stay short in the number of instructions, not of steps, and what one step needs is asked for before the step.
+#pragma once
+#include "candidates.h"
+
+#define INVALID_TOKEN 0xffffffffu
+// The first read leaves the largest logit of each group of 16 tokens, too: group g of a slice is what lane g of a wave of 32 reads, from
+// g·4 on four tokens in each quarter of the slice.
+#define GROUPS 32u
+#define QUARTER (SLICE / 4)
+// Of the slices' largest logits (gather.h).
+#define BINS 64u
+
+// What the block has worked out, and would need again in a later launch.
+struct State {
+    Scale scale;
+    u32 unit;  // of the row
+    u64 position;
+    u64 random;     // 64 bits
+    u64 whole;      // the row's mass, where it is wanted
+    u64 top;        // the first slice's: its largest logit, and an id that is not above its token's
+    u64 least;      // nothing at or below this place passes min-p
+    u64 place;      // nor, while other places are sought, the other filters
+    u64 shares_of;  // the place above which row.mass has the slices' masses
+    // While a place is sought, of the tokens above `lowest` the last one to keep: it is above `bottom` (if anything is known to be)
+    // and not above `ceiling`; the running sum over the tokens is to exceed x; and the pivots.
+    u64 lowest, bottom, ceiling, low, high, x;
+    u64 above_bottom, above_ceiling;
+    u32 weigh;  // what is sought; neither, if nothing
+    u32 looks, known, aimed;
+};
+
+// What one launch leaves for the next, in device memory.
+struct Wide {
+    State state;
+    u32 pending;  // whether the row has no token yet
+    u32 listed;   // tokens between the pivots, if above CAPACITY some are missing
+    u32 counts[2];
+    u64 masses[2];  // above the low pivot, and above the high one
+    u64 keys[CAPACITY];
+};
+// The host's room for it.
+#define WIDE_WORDS 3616u
+static_assert(sizeof(Wide) <= WIDE_WORDS * 8, "the host allocates it");
+
+DEVICE GLOBAL Wide *wide_of(u64 *wide, u32 row) { return (GLOBAL Wide *)(wide + (u64)row * WIDE_WORDS); }
+
+// A row for those who look at it.
+struct Seen : State {
+    const GLOBAL void *logits;
+    u32 vocab, slices;
+    const GLOBAL float *largest;  // of each slice
+    GLOBAL u64 *mass;             // of each slice
+    GLOBAL Wide *wide;
+    u64 sums[4][WAVES];
+};
+
+// How the places between row.low and row.high are divided into bins: at first as logits go, from the largest down, then in equal parts.
+struct Division {
+    float most, each;  // bins to a logit; 0 for equal parts
+    float width;       // logits to a bin
+    u64 low, high;
+    u32 shift;  // 2^shift places are a part
+};
+
+// A row for the block that draws from it, in shared memory.
+struct Shared : Seen {
+    GLOBAL u32 *id;  // where the token goes
+    GLOBAL u64 *next_position;
+    u32 stage;  // sample.hip
+    const GLOBAL float *groups;  // the largest of each group
+    Scratch scratch;
+    RowParams params;
+    Candidates list;
+    u32 slice_count, group_count;
+    Division division;
+    u32 bins[BINS];
+    u64 result[2];
+};
+
+// What a thread holds of it; the rest is in shared memory, because registers are short.
+template <typename T>
+struct Row {
+    Shared *shared;
+    Block block;
+    float mine;  // the largest of slice thread_index(), -inf if there is none
+};
+
+template <typename T>
+DEVICE const T *logits_of(const Row<T> &row) {
+    return (const T *)row.shared->logits;
+}
+
+DEVICE SliceScale scale_of(const Seen &seen, u32 j) { return slice_scale(seen.scale, seen.largest[j], NEGLIGIBLE); }
+
+template <typename T>
+DEVICE float largest_of_slice(const Row<T> &row, u32 j) {
+    return j < BLOCK ? row.mine : row.shared->largest[j];
+}
+
+// Gives the candidates their masses.
+template <typename T>
+DEVICE void weigh_list(Row<T> &row) {
+    Candidates &list = row.shared->list;
+    u32 count = uniform(list.count < CAPACITY ? list.count : CAPACITY);
+    ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) {
+        u64 key = list.keys[i];
+        SliceScale s = scale_of(*row.shared, key_id(key) / SLICE);
+        list.masses[i] = s.some ? pack_mass(weight(s, key_logit(key)), shift_of(s, row.shared->unit)) : 0;
+    }
+    barrier();
+}
+
+template <typename T>
+DEVICE void load_four(const Row<T> &row, u32 first, float *z) {
+    Four<T> four = read_four(logits_of(row), row.shared->vocab, first);
+    UNROLL for (u32 c = 0; c < 4; c++) z[c] = widen(four.x[c]);
+}
+
+// Four tokens of slice `j` a thread, for the first threads of the block; -inf for the others.
+template <typename T>
+DEVICE void load_by_block(const Row<T> &row, u32 j, float *z) {
+    load_four(row, thread_index() < SLICE / 4 ? j * SLICE + thread_index() * 4 : row.shared->vocab, z);
+}
+
+// The first token of slice `j` equal to `value` (there is one).
+template <typename T>
+DEVICE u32 find_equal(Row<T> &row, u32 j, float value) {
+    float z[4];
+    load_by_block(row, j, z);
+    u32 place = z[0] == value ? 0 : z[1] == value ? 1 : z[2] == value ? 2 : z[3] == value ? 3 : SLICE;
+    u64 found = block_max(row.block, place < 4 ? SLICE - (thread_index() * 4 + place) : 0);
+    return j * SLICE + SLICE - (u32)found;
+}
+
+// The first token of slice `j`, ids ascending, at which a running sum reaches `target` (it does). What is summed: all weights in
+// the slice's unit or, if not `all`, the masses of the tokens above `low`.
+template <typename T>
+DEVICE u32 find_sum(Row<T> &row, u32 j, bool all, u64 low, u64 target) {
+    SliceScale s = scale_of(*row.shared, j);
+    Shift shift = shift_of(s, row.shared->unit);
+    float z[4];
+    load_by_block(row, j, z);
+    u64 mass[4], sum = 0, total;
+    u32 first = j * SLICE + thread_index() * 4;
+    UNROLL for (u32 c = 0; c < 4; c++) {
+        u32 w = weight(s, z[c]);
+        mass[c] = all ? w : key_of(z[c], first + c) > low ? unpack_mass(pack_mass(w, shift)) : 0;
+        sum += thread_index() < SLICE / 4 ? mass[c] : 0;
+    }
+    u64 before = block_prefix(row.block, sum, &total);
+    if (before < target && before + sum >= target) {
+        UNROLL for (u32 c = 0; c < 3; c++) {
+            before += mass[c];
+            first += before < target;
+        }
+        row.shared->result[0] = first;
+    }
+    barrier();
+    return (u32)row.shared->result[0];
+}
