@@ -132,15 +132,7 @@ impl Sampler {
     /// device fails: no memory, no NVRTC. Positions stay then, and the sampler can be used again, unless the device is
     /// lost: then every call fails.
     pub fn sample(&mut self, logits: &Tensor) -> Result<Tensor> {
-        let strides = logits.stride();
-        let adjacent = strides.last().is_none_or(|&s| s == 1);
-        let contiguous;
-        let logits = if adjacent {
-            logits
-        } else {
-            contiguous = logits.contiguous()?;
-            &contiguous
-        };
+        let logits = adjacent(logits)?;
         let op = Sample::new(&self.params, &self.positions, &mut self.scratch);
         let ids = logits.apply_op1_no_bwd(&op)?;
         self.advance();
@@ -209,12 +201,27 @@ impl Sampler {
         }
     }
 
+    fn sample_to_host(&mut self, logits: &Tensor) -> Result<Vec<u32>> {
+        #[cfg(feature = "cuda")]
+        if logits.device().is_cuda() {
+            let logits = adjacent(logits)?;
+            let (storage, layout) = logits.storage_and_layout();
+            if let candle_core::Storage::Cuda(storage) = &*storage {
+                let op = Sample::new(&self.params, &self.positions, &mut self.scratch);
+                let ids = op.cuda_to_host(storage, layout)?;
+                self.advance();
+                return Ok(ids);
+            }
+        }
+        self.sample(logits)?.to_vec1()
+    }
+
     /// [`Sampler::sample`] with the ids on the host.
     ///
     /// Fails if a row cannot be sampled; the error ([`UnsampleableRow`]) names the first such row and the
     /// reason. The positions have advanced all the same.
     pub fn sample_to_vec(&mut self, logits: &Tensor) -> Result<Vec<u32>> {
-        let ids = self.sample(logits)?.to_vec1::<u32>()?;
+        let ids = self.sample_to_host(logits)?;
         match ids.iter().position(|&id| id == INVALID_TOKEN) {
             None => Ok(ids),
             Some(row) => {
@@ -228,6 +235,14 @@ impl Sampler {
                 Err(Error::wrap(UnsampleableRow { row, reason }))
             }
         }
+    }
+}
+
+/// The logits with each row's next to each other.
+fn adjacent(logits: &Tensor) -> Result<Tensor> {
+    match logits.stride().last() {
+        None | Some(1) => Ok(logits.clone()),
+        _ => logits.contiguous(),
     }
 }
 

@@ -35,7 +35,7 @@ pub(crate) struct Scratch {
     /// One a thread.
     cpu: Vec<Workspace>,
     #[cfg(feature = "cuda")]
-    cuda: Option<crate::gpu::cuda::Sampling>,
+    cuda: Option<Box<crate::gpu::cuda::Sampling>>,
     /// Where the host's rows are drawn, if not on the CPU.
     #[cfg(feature = "hip")]
     pub(crate) hip: Option<crate::gpu::hip::Sampling>,
@@ -169,17 +169,42 @@ impl CustomOp1 for Sample<'_> {
         storage: &candle_core::CudaStorage,
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
+        self.on_cuda(storage, layout, |sampling, start, shape| {
+            let ids = sampling.sample(storage, start, shape, self.params, self.positions)?;
+            Ok((ids, Shape::from(shape.0)))
+        })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl Sample<'_> {
+    /// The op, with the ids on the host.
+    pub(crate) fn cuda_to_host(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<Vec<u32>> {
+        self.on_cuda(storage, layout, |sampling, start, shape| {
+            sampling.sample_to_host(storage, start, shape, self.params, self.positions)
+        })
+    }
+
+    /// Calls `draw` with the rows on the storage's device, where the logits begin, and their shape.
+    fn on_cuda<R>(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+        draw: impl FnOnce(&mut crate::gpu::cuda::Sampling, usize, (usize, usize, usize)) -> Result<R>,
+    ) -> Result<R> {
         use crate::gpu::cuda::Sampling;
         let shape @ (batch, vocab, _) = self.shape(layout)?;
         let device = storage.device();
         let sampling = &mut self.scratch.borrow_mut().cuda;
         let sampling = match sampling {
             Some(sampling) if sampling.fits(device, batch, vocab) => sampling,
-            _ => sampling.insert(Sampling::new(device, batch, vocab)?),
+            _ => sampling.insert(Box::new(Sampling::new(device, batch, vocab)?)),
         };
-        let start = layout.start_offset();
-        let ids = sampling.sample(storage, start, shape, self.params, self.positions)?;
-        Ok((ids, Shape::from(batch)))
+        draw(sampling, layout.start_offset(), shape)
     }
 }
 

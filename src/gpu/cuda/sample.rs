@@ -5,20 +5,29 @@ use crate::gpu::launch::{Kernels, Logits};
 use crate::gpu::rows::Rows;
 use crate::params::RowParams;
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::DevicePtrMut;
+use candle_core::cuda_backend::cudarc::driver::{DevicePtrMut, PinnedHostSlice};
+use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{CudaStorage, Result};
 
 pub(crate) struct Sampling {
     gpu: Cuda,
     rows: Rows<Cuda>,
+    /// Where kernels write ids that are wanted on the host.
+    on_host: Option<PinnedHostSlice<u32>>,
 }
+
+/// A batch, its vocabulary, and elements from one row to the next.
+type RowsOf = (usize, usize, usize);
 
 impl Sampling {
     pub(crate) fn new(device: &CudaDevice, batch: usize, vocab: usize) -> Result<Self> {
         let gpu = Cuda::new(device)?;
         let rows = Rows::new(&gpu, batch, vocab)?;
-        Ok(Self { gpu, rows })
+        Ok(Self {
+            gpu,
+            rows,
+            on_host: None,
+        })
     }
 
     /// Whether these rows can serve such logits.
@@ -32,29 +41,78 @@ impl Sampling {
         &mut self,
         storage: &CudaStorage,
         start: usize,
-        (batch, vocab, stride): (usize, usize, usize),
+        shape: RowsOf,
         params: &[RowParams],
         positions: &[u64],
     ) -> Result<CudaStorage> {
-        let Self { gpu, rows } = self;
         Kernels::of(storage.dtype())?;
-        // SAFETY: the second launch writes every id.
-        let mut ids = unsafe { gpu.device.alloc::<u32>(batch)? };
-        if batch > 0 {
-            let end = start + (batch - 1) * stride + vocab;
-            let (logits, _read) = address(&storage.slice, start..end, &gpu.stream)?;
-            let (to, _written) = ids.device_ptr_mut(&gpu.stream);
-            let logits = Logits {
-                address: logits,
-                dtype: storage.dtype(),
-                rows: batch,
-                vocab,
-                stride,
-            };
-            // SAFETY: the range of elements covers every row, there is an id for each, and the guards order this with other
-            // uses of both.
-            unsafe { rows.sample(gpu, &logits, to, params, positions)? };
+        // SAFETY: the last launch writes every id.
+        let mut ids = unsafe { self.gpu.device.alloc::<u32>(shape.0)? };
+        let stream = self.gpu.stream.clone();
+        {
+            let (to, _written) = ids.device_ptr_mut(&stream);
+            // SAFETY: there is an id for each row, and the guard orders this with other uses of them.
+            unsafe { self.launch(storage, start, shape, to, params, positions)? };
         }
-        Ok(CudaStorage::wrap_cuda_slice(ids, gpu.device.clone()))
+        Ok(CudaStorage::wrap_cuda_slice(ids, self.gpu.device.clone()))
+    }
+
+    /// The same with the ids on the host. The kernels write them there themselves, which is sooner than a copy, and this waits for
+    /// the stream once.
+    pub(crate) fn sample_to_host(
+        &mut self,
+        storage: &CudaStorage,
+        start: usize,
+        shape: RowsOf,
+        params: &[RowParams],
+        positions: &[u64],
+    ) -> Result<Vec<u32>> {
+        let batch = shape.0;
+        let mut ids = match self.on_host.take() {
+            Some(ids) if ids.len() >= batch => ids,
+            // SAFETY: ids are read after they have been written.
+            _ => unsafe {
+                let context = self.gpu.stream.context();
+                context.alloc_pinned_with_flags(batch.max(1), 0).w()?
+            },
+        };
+        // Pinned memory has the same address on the device.
+        let to = ids.as_mut_ptr().w()? as u64;
+        // SAFETY: there is room for the ids, and it stays until the stream has come by.
+        let launched = unsafe { self.launch(storage, start, shape, to, params, positions) };
+        self.gpu.stream.synchronize().w()?;
+        let ids = self.on_host.insert(ids);
+        launched?;
+        Ok(ids.as_slice().w()?[..batch].to_vec())
+    }
+
+    /// # Safety
+    ///
+    /// There must be room for the ids at address `to`, ordered with other uses of it.
+    unsafe fn launch(
+        &mut self,
+        storage: &CudaStorage,
+        start: usize,
+        (batch, vocab, stride): RowsOf,
+        to: u64,
+        params: &[RowParams],
+        positions: &[u64],
+    ) -> Result<()> {
+        if batch == 0 {
+            return Ok(());
+        }
+        let Self { gpu, rows, .. } = self;
+        let end = start + (batch - 1) * stride + vocab;
+        let (logits, _read) = address(&storage.slice, start..end, &gpu.stream)?;
+        let logits = Logits {
+            address: logits,
+            dtype: storage.dtype(),
+            rows: batch,
+            vocab,
+            stride,
+        };
+        // SAFETY: the range of elements covers every row, the guard orders this with other uses of it, and the caller vouches for
+        // the ids.
+        unsafe { rows.sample(gpu, &logits, to, params, positions) }
     }
 }
