@@ -29,7 +29,8 @@ struct State {
     u64 lowest, bottom, ceiling, low, high, x;
     u64 above_bottom, above_ceiling;
     u32 weigh;  // what is sought; neither, if nothing
-    u32 looks, known, aimed;
+    u32 looks;  // that have not told it
+    u32 known, aimed;
 };
 
 // What one launch leaves for the next, in device memory.

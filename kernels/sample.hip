@@ -10,7 +10,7 @@
 #include "read.h"
 #include "search.h"
 
-// Up to this many tokens are bounded by the slices' largest logits.
+// Up to this many tokens, and not many more than seven eighths of the slices, are bounded by the slices' largest logits.
 #define MAX_K_BY_SLICES 160u
 // Up to this many are surely gathered, beyond perhaps not.
 #define MAX_K_GATHERED 1536u
@@ -158,9 +158,19 @@ DEVICE void begin(Row<T> &row, Weigh weigh) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     bool of_top_k = weigh == BY_MASS && is_renormalised(p, shared.vocab);
-    u64 of = of_top_k ? sum_of_shares(row) : shared.whole;
-    u64 x = weigh == BY_COUNT ? p.top_k - 1 : nucleus_limit(p.top_p, of) - 1;
-    begin_search(row, weigh, x, of, of_top_k ? shared.place : LOWEST_KEY);
+    u64 top_k_mass = of_top_k ? sum_of_shares(row) : 0;
+    barrier();
+    if (thread_index() == 0) {
+        u64 of = of_top_k ? top_k_mass : shared.whole;
+        shared.weigh = weigh;
+        shared.x = weigh == BY_COUNT ? p.top_k - 1 : nucleus_limit(p.top_p, of) - 1;
+        shared.lowest = shared.bottom = of_top_k ? shared.place : LOWEST_KEY;
+        shared.ceiling = shared.top;
+        shared.above_bottom = of;
+        shared.above_ceiling = 0;
+        shared.looks = shared.known = shared.aimed = 0;
+    }
+    barrier();
 }
 
 // A logit with every kept token at or above it and few others, from the summaries alone; -inf if they do not tell.
@@ -171,10 +181,10 @@ DEVICE float bound_of(Row<T> &row, bool *estimated) {
     bool by_k = has_top_k(p, shared.vocab);
     float bound = NEG_INF;
     *estimated = false;
-    if (uniform(shared.vocab <= CAPACITY)) {
-        bound = LOWEST_LOGIT;
-    } else if (by_k && uniform(p.top_k <= MAX_K_BY_SLICES && p.top_k <= shared.slices / 2)) {
+    if (by_k && uniform(p.top_k <= MAX_K_BY_SLICES && p.top_k * 8 <= shared.slices * 7)) {
         bound = kth_slice(row, p.top_k);
+    } else if (uniform(shared.vocab <= CAPACITY)) {
+        bound = LOWEST_LOGIT;
     } else if (!by_k && has_top_p(p)) {
         bound = bound_by_largest(row, (u32)(p.top_p >> 32));
         *estimated = true;
@@ -230,10 +240,7 @@ DEVICE u32 draw_filtered(Row<T> &row) {
             barrier();
             if (thread_index() == 0) shared.stage = ALL;
         } else {
-            if (thread_index() == 0) {
-                shared.looks++;
-                shared.wide->listed = 0;
-            }
+            if (thread_index() == 0) shared.wide->listed = 0;
             barrier();
             if (uniform(shared.stage == MAY_LEAVE)) return LEFT;
             found = look_at<T, 1, false>(shared, 0, WAVES);

@@ -4,8 +4,10 @@
 #pragma once
 #include "look.h"
 
-// The sample: of so many reads of four tokens a thread at most, spread over the row.
+// The sample: of so many reads of four tokens a thread, spread over the row; of more where the row is so long that they would be more than
+// so far apart, because the list between the pivots does not grow with the row.
 #define SAMPLE_READS 8u
+#define COARSEST 16u
 #define SAMPLE_BINS (4u * BLOCK)
 #define BINS_OF_AN_ORDER 64.0f  // of a binary order: 32 orders are more than weights have
 #define MAX_PASSES 8u
@@ -30,21 +32,12 @@ DEVICE float bin_logit(const Division &d, u32 bin) {
     return key_logit(bin_begin(d, bin) + ((u64)1 << d.shift >> 1));
 }
 
-// Where a search begins: the `x`-th token, or the one at which the sum of masses exceeds `x`, of all `of`, is above `lowest`.
-template <typename T>
-DEVICE void begin_search(Row<T> &row, Weigh weigh, u64 x, u64 of, u64 lowest) {
-    Shared &shared = *row.shared;
-    barrier();
-    if (thread_index() == 0) {
-        shared.weigh = weigh;
-        shared.x = x;
-        shared.lowest = shared.bottom = lowest;
-        shared.ceiling = shared.top;
-        shared.above_bottom = of;
-        shared.above_ceiling = 0;
-        shared.looks = shared.known = shared.aimed = 0;
-    }
-    barrier();
+// One thread's.
+DEVICE void divide(Division &d, float most, float each, u64 low, u64 high) {
+    u32 shift = 0;
+    if (each == 0.0f)
+        ROLLED while ((high - low - 1) >> shift >= SAMPLE_BINS) shift++;
+    d = {most, each, each > 0.0f ? 1.0f / each : 0.0f, low, high, shift};
 }
 
 // Sets the pivots around the place that is sought, as near as a sample tells, and says about how many tokens are above the lower one.
@@ -62,14 +55,14 @@ DEVICE u32 aim(Row<T> &row, Weigh weigh) {
         // Slices' largest logits are in the upper part of what there is.
         each = most > least ? (float)SAMPLE_BINS / (4.0f * (most - least)) : 1.0f;
     }
-    if (thread_index() == 0) d = {most, each, each > 0.0f ? 1.0f / each : 0.0f, shared.bottom, shared.ceiling, 0};
-    u32 reads = BLOCK * SAMPLE_READS / 4;
+    if (thread_index() == 0) divide(d, most, each, shared.bottom, shared.ceiling);
+    // Of all reads of four tokens every `finest`-th, but at first, to see roughly where it is, a quarter of these.
+    u32 finest = ((shared.vocab + 3) / 4 + BLOCK * SAMPLE_READS - 1) / (BLOCK * SAMPLE_READS);
+    finest = finest < COARSEST ? finest : COARSEST;
+    u32 step = finest * 4;
     for (u32 pass = 0;; pass++) {
-        if (thread_index() == 0 && d.each == 0.0f)
-            ROLLED while ((d.high - d.low - 1) >> d.shift >= SAMPLE_BINS) d.shift++;
         // What is below the bins and what is above them: weights, and counts.
         u64 outside[4] = {0, 0, 0, 0};
-        u32 step = ((shared.vocab + 3) / 4 + reads - 1) / reads;
         ROLLED for (u32 i = thread_index(); i < SAMPLE_BINS; i += BLOCK) bins[i] = 0;
         barrier();
         // Two reads ahead.
@@ -136,7 +129,7 @@ DEVICE u32 aim(Row<T> &row, Weigh weigh) {
         block_sums<2>(row.block, counts);
         u32 above_high = (u32)(counts[1] + outside[3]) * step;
         u32 above_low = (u32)(counts[0] + (low == shared.bottom ? outside[1] : 0) + outside[3]) * step;
-        bool all_read = reads == BLOCK * SAMPLE_READS, closer = high - low < (d.high - d.low) / 4;
+        bool all_read = step == finest, closer = high - low < (d.high - d.low) / 4;
         // Near enough, and it is known whether the tokens above can be gathered.
         bool enough = above_low - above_high <= ENOUGH && (all_read || above_low <= ENOUGH || above_high > ENOUGH);
         if (uniform(enough || pass == MAX_PASSES || (all_read && !closer))) {
@@ -149,8 +142,8 @@ DEVICE u32 aim(Row<T> &row, Weigh weigh) {
             return above_low;
         }
         barrier();
-        reads = BLOCK * SAMPLE_READS;
-        if (thread_index() == 0) d = {most, 0.0f, 0.0f, low, high, 0};
+        step = finest;
+        if (thread_index() == 0) divide(d, most, 0.0f, low, high);
     }
 }
 
@@ -202,6 +195,7 @@ DEVICE u64 judge(Row<T> &row, Weigh weigh, Look found) {
             shared.above_ceiling = below ? above_low : above_high;
         }
         shared.aimed = false;
+        shared.looks++;
     }
     barrier();
     return AGAIN;
