@@ -371,7 +371,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const float *largest
     if (thread_index() == 0) place_row(seen, block_index(), logits, stride, vocab, largest, mass, wide);
     return_to(seen, mine);
     barrier();
-    Look found = look_at<T, 2, true>(seen, block_index_y() * WAVES, blocks * WAVES);
+    Look found = look_at<T, STEPS / 4, true>(seen, block_index_y() * WAVES, blocks * WAVES);
     if (thread_index() < 2) {
         Total total = thread_index() ? found.high : found.low;
         atomic_add_on_device((u32 *)&mine->counts[thread_index()], total.count);
@@ -390,7 +390,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const float *largest
                 const float *largest, const float *groups, u64 *mass, u64 *wide, u32 stage, u32 *ids) {               \
         draw_of<T>(logits, stride, vocab, params, positions, largest, groups, mass, wide, stage, ids);                \
     }                                                                                                                 \
-    KERNEL(BLOCK, 3)                                                                                                  \
+    KERNEL(BLOCK, 2)                                                                                                  \
     look_##name(const T *logits, i64 stride, u32 vocab, const float *largest, u64 *mass, u64 *wide, u32 blocks) {     \
         look_of<T>(logits, stride, vocab, largest, mass, wide, blocks);                                               \
     }

@@ -65,15 +65,13 @@ DEVICE u32 aim(Row<T> &row, Weigh weigh) {
         u64 outside[4] = {0, 0, 0, 0};
         ROLLED for (u32 i = thread_index(); i < SAMPLE_BINS; i += BLOCK) bins[i] = 0;
         barrier();
-        // Two reads ahead.
         u32 id = thread_index() * step * 4, stride = BLOCK * step * 4;
         u64 bottom = shared.bottom, ceiling = shared.ceiling, begin = d.low, end = d.high;
         float bins_a_logit = d.each;
-        Four<T> four = read_four(logits_of(row), shared.vocab, id), next = read_four(logits_of(row), shared.vocab, id + stride);
+        Four<T> next = read_four(logits_of(row), shared.vocab, id);
         ROLLED for (; id < shared.vocab; id += stride) {
-            Four<T> now = four;
-            four = next;
-            next = read_four(logits_of(row), shared.vocab, id + 2 * stride);
+            Four<T> now = next;
+            next = read_four(logits_of(row), shared.vocab, id + stride);
             UNROLL for (u32 i = 0; i < 4; i++) {
                 float z = widen(now.x[i]), down = (most - z) * bins_a_logit;
                 u64 key = key_of(z, id + i);
