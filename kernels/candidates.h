@@ -19,7 +19,7 @@ struct Candidates {
     u32 few;
     u64 found;
     alignas(16) u64 keys[CAPACITY];
-    u32 masses[CAPACITY];  // packed; after weigh_list
+    alignas(8) u32 masses[CAPACITY];  // packed; after weigh_list
     u64 few_keys[FEW], few_weights[FEW];
 };
 
@@ -76,11 +76,11 @@ DEVICE Total total_above(const Candidates &list, Block &b, u64 low) {
 }
 
 // What the few that come before this thread's weigh: TEAM threads have one of them, and compare it with a share of the others each.
-DEVICE u64 few_before(const Candidates &list, u32 few, Sequence order) {
+DEVICE u64 few_before(const Candidates &list, const u64 *weights, u32 few, Sequence order) {
     u32 mine = thread_index() / TEAM;
     u64 before = 0, value = mine < few ? value_of(list.few_keys[mine], order) : ~(u64)0;
     UNROLL_SOME for (u32 i = thread_index() % TEAM; i < few; i += TEAM)
-        before += value_of(list.few_keys[i], order) > value ? list.few_weights[i] : 0;
+        before += value_of(list.few_keys[i], order) > value ? weights[i] : 0;
     ROLLED for (u32 mask = 1; mask < TEAM; mask *= 2) before += shuffle_xor_u64(before, mask);
     return before;
 }
@@ -138,7 +138,7 @@ DEVICE u64 crossing(Candidates &list, Block &b, Sequence order, Weigh weigh, u64
         list.few_weights[at] = weight_of(list, i, weigh);
     }
     barrier();
-    u64 before = above_top + few_before(list, list.few, order);
+    u64 before = above_top + few_before(list, list.few_weights, list.few, order);
     u32 mine = thread_index() / TEAM;
     if (mine < list.few && before <= x && x - before < list.few_weights[mine]) list.found = list.few_keys[mine];
     barrier();

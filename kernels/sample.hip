@@ -115,20 +115,18 @@ DEVICE bool draw_from_list(Row<T> &row, const RowParams &p, bool estimated, floa
 template <typename T>
 DEVICE bool draw_from_few(Row<T> &row, const RowParams &p, bool estimated, u32 *id) {
     Candidates &list = row.shared->list;
-    u32 few = list.count, mine = thread_index() / TEAM, count = 0;
+    u32 few = list.count, mine = thread_index() / TEAM;
     bool by_k = has_top_k(p, row.shared->vocab);
     if (estimated && by_k && uniform(few < p.top_k)) return false;
     bool some = mine < few, first = some && thread_index() % TEAM == 0;
-    u64 key = some ? list.keys[mine] : ~(u64)0, mass = some ? unpack_mass(list.masses[mine]) : 0, above = 0;
-    UNROLL_SOME for (u32 i = thread_index() % TEAM; i < few; i += TEAM) {
-        bool before = list.keys[i] > key;
-        count += before;
-        above += before ? unpack_mass(list.masses[i]) : 0;
+    if (first) {
+        list.few_keys[mine] = list.keys[mine];
+        list.few_weights[mine] = unpack_mass(list.masses[mine]) << COUNT_BITS | 1;
     }
-    ROLLED for (u32 mask = 1; mask < TEAM; mask *= 2) {
-        count += shuffle_xor(count, mask);
-        above += shuffle_xor_u64(above, mask);
-    }
+    barrier();
+    u64 key = some ? list.few_keys[mine] : 0, mass = some ? list.few_weights[mine] >> COUNT_BITS : 0;
+    u64 sums = few_before(list, list.few_weights, few, BY_KEY), above = sums >> COUNT_BITS;
+    u32 count = sums & ((1u << COUNT_BITS) - 1);
     bool kept = some && (!by_k || count < p.top_k);
     if (has_top_p(p)) {
         u64 of = row.shared->whole;
@@ -140,12 +138,11 @@ DEVICE bool draw_from_few(Row<T> &row, const RowParams &p, bool estimated, u32 *
         kept = kept && above < nucleus_limit(p.top_p, of);
     }
     kept = kept && key > row.shared->least;
-    if (first) {
-        list.few_keys[mine] = key;
-        list.few_weights[mine] = kept ? mass : 0;
-    }
+    // Nobody wants the packed masses any more, and their room is where nobody reads yet.
+    u64 *weights = (u64 *)list.masses;
+    if (first) weights[mine] = kept ? mass : 0;
     u64 x = mul_hi(row.shared->random, block_sum(row.block, first && kept ? mass : 0));
-    u64 before = few_before(list, few, BY_ID);
+    u64 before = few_before(list, weights, few, BY_ID);
     if (kept && before <= x && x - before < mass) list.found = key;
     barrier();
     *id = key_id(list.found);
