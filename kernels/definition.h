@@ -30,7 +30,8 @@ DEVICE float key_logit(u64 key) { return unrank((u32)(key >> 32)); }
 DEVICE u32 key_id(u64 key) { return ~(u32)key; }
 // The largest float below the key's logit.
 DEVICE float key_previous(u64 key) { return unrank((u32)(key >> 32) - 1); }
-DEVICE u64 midpoint(u64 low, u64 high) { return low + (high - low) / 2; }
+// The place below every token with this logit or a larger one.
+DEVICE u64 below_logit(float z) { return ((u64)rank_of(z) << 32) - 1; }
 
 // ---- Masses: a weight is an integer in units of its slice, a sum of weights needs no rounding. --------------
 
@@ -110,8 +111,8 @@ DEVICE u64 nucleus_limit(u64 top_p, u64 mass) { return mul_hi(top_p, mass) + (to
 
 // ---- Random numbers: Philox4x32-10 (Salmon et al., SC11), the first 64 bits. --------------------------------
 
-DEVICE u64 philox(u64 seed, u64 position, u32 round) {
-    u32 c0 = (u32)position, c1 = (u32)(position >> 32), c2 = round, c3 = 0;
+DEVICE u64 philox(u64 seed, u64 position) {
+    u32 c0 = (u32)position, c1 = (u32)(position >> 32), c2 = 0, c3 = 0;
     u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
     ROLLED for (int i = 0; i < 10; i++) {
         u64 p0 = (u64)0xD2511F53u * c0, p1 = (u64)0xCD9E8D57u * c2;

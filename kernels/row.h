@@ -114,16 +114,12 @@ DEVICE void weigh_list(Row<T> &row) {
     barrier();
 }
 
-template <typename T>
-DEVICE void load_four(const Row<T> &row, u32 first, float *z) {
-    Four<T> four = read_four(logits_of(row), row.shared->vocab, first);
-    UNROLL for (u32 c = 0; c < 4; c++) z[c] = widen(four.x[c]);
-}
-
 // Four tokens of slice `j` a thread, for the first threads of the block; -inf for the others.
 template <typename T>
 DEVICE void load_by_block(const Row<T> &row, u32 j, float *z) {
-    load_four(row, thread_index() < SLICE / 4 ? j * SLICE + thread_index() * 4 : row.shared->vocab, z);
+    u32 vocab = row.shared->vocab, first = thread_index() < SLICE / 4 ? j * SLICE + thread_index() * 4 : vocab;
+    Four<T> four = read_four(logits_of(row), vocab, first);
+    UNROLL for (u32 c = 0; c < 4; c++) z[c] = widen(four.x[c]);
 }
 
 // The first token of slice `j` equal to `value` (there is one).

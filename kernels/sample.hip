@@ -81,7 +81,7 @@ template <typename T>
 DEVICE bool draw_from_list(Row<T> &row, const RowParams &p, bool estimated, float bound, u32 *id) {
     enum { KTH, NUCLEUS, DRAWN };
     Candidates &list = row.shared->list;
-    u64 low = ((u64)rank_of(bound) << 32) - 1, guess = row.shared->aimed ? row.shared->high : 0;
+    u64 low = below_logit(bound), guess = row.shared->aimed ? row.shared->high : 0;
     ROLLED for (u32 ask = has_top_k(p, row.shared->vocab) ? KTH : has_top_p(p) ? NUCLEUS : DRAWN; ask <= DRAWN; ask++) {
         Total inside = {0, list.count};
         u64 x = p.top_k - 1;
@@ -262,9 +262,7 @@ template <typename T>
 DEVICE bool draw_at_once(Row<T> &row, u32 *id) {
     u64 best = 0;
     ROLLED for (u32 j = thread_index(); j < row.shared->slices; j += BLOCK) {
-        float most = largest_of_slice(row, j);
-        // NaN ranks above all.
-        u64 key = most != most ? ~(u64)0 : key_of(most, j);
+        u64 key = key_of_slice(largest_of_slice(row, j), j);
         best = key > best ? key : best;
     }
     // The first slice with the largest logit, whose first token with it is the first in the order.
@@ -283,8 +281,8 @@ DEVICE bool draw_at_once(Row<T> &row, u32 *id) {
         shared.top = top;
         shared.scale = measured_from({0.0f, p.scale, p.inverse}, most);
         shared.unit = slice_scale(shared.scale, most, NEGLIGIBLE).unit;
-        shared.random = philox(p.seed, shared.position, 0);
-        u64 least = ((u64)rank_of(most + p.min_p_offset) << 32) - 1;
+        shared.random = philox(p.seed, shared.position);
+        u64 least = below_logit(most + p.min_p_offset);
         shared.least = least > LOWEST_KEY ? least : LOWEST_KEY;
         shared.weigh = NEITHER;
         shared.place = shared.shares_of = LOWEST_KEY;

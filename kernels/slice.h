@@ -110,6 +110,9 @@ DEVICE float largest_of_lane(const float *z) {
 // The largest of what the lanes have. NaN ranks above everything; which of them does not matter.
 DEVICE float wave_largest(float most) { return unrank(wave_max(most != most ? 0xffffffffu : rank_of(most))); }
 
+// The place of slice `j` among slices, by its largest logit. NaN ranks above all.
+DEVICE u64 key_of_slice(float largest, u32 j) { return largest != largest ? ~(u64)0 : key_of(largest, j); }
+
 // The slice's mass in its own units.
 DEVICE u64 mass_of(const float *z, SliceScale s) {
     // A lane's 16 weights fit 32 bits.

@@ -40,7 +40,7 @@ DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_in
 
     u64 best = 0;
     for (u32 j = thread_index(); j < slices; j += BLOCK) {
-        u64 key = largest[j] != largest[j] ? ~(u64)0 : key_of(largest[j], j);
+        u64 key = key_of_slice(largest[j], j);
         best = key > best ? key : best;
     }
     best = block_max(block, best);

@@ -7,6 +7,8 @@
 //! - [`device`]: logits in the GPU's memory, as engines have them.
 
 mod check;
+#[path = "../common/mod.rs"]
+mod common;
 mod device;
 mod machine;
 mod rows;
@@ -17,6 +19,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_sampler::hip::HipDevice;
 use candle_sampler::{Sampler, SamplingParams};
 use clap::Parser;
+use common::one_line;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -46,15 +49,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Causes may have several lines (a backtrace, a compiler's log): the first says what happened.
-fn one_line(error: &anyhow::Error) -> String {
-    let causes = error.chain().map(|cause| cause.to_string());
-    let lines: Vec<String> = causes
-        .map(|c| c.lines().next().unwrap_or_default().to_owned())
-        .collect();
-    lines.join(": ")
 }
 
 /// Whether every token was the CPU's.

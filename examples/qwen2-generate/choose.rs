@@ -1,7 +1,7 @@
 //! Who chooses the next token.
 
 use crate::args::{Args, DeviceKind, SamplerKind};
-use crate::one_line;
+use crate::common::one_line;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Tensor};
 use candle_sampler::{LogitsProcessor, Sampler, Sampling};

@@ -8,6 +8,8 @@
 
 mod args;
 mod choose;
+#[path = "../common/mod.rs"]
+mod common;
 mod generate;
 mod model;
 mod source;
@@ -16,6 +18,7 @@ use anyhow::{Context, Result};
 use args::{Args, DeviceKind};
 use candle_core::Device;
 use clap::Parser;
+use common::one_line;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,15 +31,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Causes may have several lines (a backtrace, a compiler's log): the first says what happened.
-fn one_line(error: &anyhow::Error) -> String {
-    let causes = error.chain().map(|cause| cause.to_string());
-    let lines: Vec<String> = causes
-        .map(|c| c.lines().next().unwrap_or_default().to_owned())
-        .collect();
-    lines.join(": ")
 }
 
 fn run(args: &Args) -> Result<()> {

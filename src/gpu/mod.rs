@@ -21,6 +21,8 @@ mod plan_tests;
 mod rows;
 mod rtc;
 
+pub(crate) use rows::State;
+
 use crate::definition::weight::SLICE;
 use crate::params::{RowParams, TopKTopP};
 

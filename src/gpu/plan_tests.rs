@@ -8,7 +8,7 @@
 //! launched, for waves of 32 and of 64.
 
 use super::launch::{Argument, Gpu, Logits, checked};
-use super::rows::{MAY_LEAVE, RETURN, Rows};
+use super::rows::{MAY_LEAVE, RETURN, Rows, State};
 use super::{BLOCK, DeviceParams, slices, source};
 use crate::SamplingParams;
 use crate::params::{RowParams, TopKTopP};
@@ -122,7 +122,7 @@ fn draw(
     positions: &[u64],
 ) -> Result<()> {
     // SAFETY: nothing is launched, so nothing is read.
-    unsafe { rows.sample(gpu, logits, IDS, params, positions) }
+    unsafe { rows.sample(gpu, logits, IDS, State { params, positions }) }
 }
 
 fn params(seeds: &[u64]) -> Vec<RowParams> {

@@ -5,6 +5,13 @@ use super::{BLOCK, DeviceParams, slices};
 use crate::params::RowParams;
 use candle_core::Result;
 
+/// The rows' parameters and positions, as the sampler has them.
+#[derive(Clone, Copy)]
+pub(crate) struct State<'a> {
+    pub(crate) params: &'a [RowParams],
+    pub(crate) positions: &'a [u64],
+}
+
 /// Allocated once; what the host changes is uploaded before the next draw.
 pub(crate) struct Rows<G: Gpu> {
     /// What the device has, as far as the host knows; a row that differs is uploaded.
@@ -40,9 +47,11 @@ pub(super) const RETURN: u32 = 2;
 
 /// Whether so many tokens of the row may be kept that one block takes long to find out which.
 fn may_be_wide(params: &RowParams, vocab: usize) -> bool {
-    let few = params.top_k_of(vocab).is_some_and(|k| k <= MAX_K_GATHERED);
-    let filtered = params.top_k_of(vocab).is_some() || params.top_p.is_some();
-    vocab > CAPACITY && !params.greedy && filtered && !few
+    let many = match params.top_k_of(vocab) {
+        Some(k) => k > MAX_K_GATHERED,
+        None => params.top_p.is_some(),
+    };
+    vocab > CAPACITY && !params.greedy && many
 }
 
 impl<G: Gpu> Rows<G> {
@@ -64,7 +73,7 @@ impl<G: Gpu> Rows<G> {
     }
 
     /// Uploads the rows that have changed: all at first, then those that were replaced or moved.
-    fn upload(&mut self, gpu: &G, params: &[RowParams], positions: &[u64]) -> Result<()> {
+    fn upload(&mut self, gpu: &G, State { params, positions }: State) -> Result<()> {
         let wanted = params.iter().map(DeviceParams::from);
         let wanted = wanted.zip(positions.iter().copied());
         if self.known.is_empty() {
@@ -98,8 +107,7 @@ impl<G: Gpu> Rows<G> {
         gpu: &G,
         logits: &Logits,
         ids: u64,
-        params: &[RowParams],
-        positions: &[u64],
+        state: State,
     ) -> Result<()> {
         let kernels = Kernels::of(logits.dtype)?;
         if logits.rows == 0 {
@@ -107,8 +115,8 @@ impl<G: Gpu> Rows<G> {
         }
         // SAFETY: the caller vouches for it all.
         let drawn = self
-            .upload(gpu, params, positions)
-            .and_then(|()| unsafe { self.launch(gpu, kernels, logits, ids, params) });
+            .upload(gpu, state)
+            .and_then(|()| unsafe { self.launch(gpu, kernels, logits, ids, state.params) });
         match drawn {
             Ok(()) => {
                 for (_, position) in &mut self.known {

@@ -111,9 +111,9 @@ impl<'a> Sample<'a> {
         Ok(ids)
     }
 
-    #[cfg(feature = "hip")]
-    fn state(&self) -> crate::gpu::hip::State<'_> {
-        crate::gpu::hip::State {
+    #[cfg(any(feature = "cuda", feature = "hip"))]
+    fn state(&self) -> crate::gpu::State<'_> {
+        crate::gpu::State {
             params: self.params,
             positions: self.positions,
         }
@@ -170,7 +170,7 @@ impl CustomOp1 for Sample<'_> {
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         self.on_cuda(storage, layout, |sampling, start, shape| {
-            let ids = sampling.sample(storage, start, shape, self.params, self.positions)?;
+            let ids = sampling.sample(storage, start, shape, self.state())?;
             Ok((ids, Shape::from(shape.0)))
         })
     }
@@ -185,7 +185,7 @@ impl Sample<'_> {
         layout: &Layout,
     ) -> Result<Vec<u32>> {
         self.on_cuda(storage, layout, |sampling, start, shape| {
-            sampling.sample_to_host(storage, start, shape, self.params, self.positions)
+            sampling.sample_to_host(storage, start, shape, self.state())
         })
     }
 

@@ -2,8 +2,7 @@
 
 use super::{Cuda, address};
 use crate::gpu::launch::{Kernels, Logits};
-use crate::gpu::rows::Rows;
-use crate::params::RowParams;
+use crate::gpu::rows::{Rows, State};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtrMut, PinnedHostSlice};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
@@ -42,17 +41,15 @@ impl Sampling {
         storage: &CudaStorage,
         start: usize,
         shape: RowsOf,
-        params: &[RowParams],
-        positions: &[u64],
+        state: State,
     ) -> Result<CudaStorage> {
-        Kernels::of(storage.dtype())?;
         // SAFETY: the last launch writes every id.
         let mut ids = unsafe { self.gpu.device.alloc::<u32>(shape.0)? };
         let stream = self.gpu.stream.clone();
         {
             let (to, _written) = ids.device_ptr_mut(&stream);
             // SAFETY: there is an id for each row, and the guard orders this with other uses of them.
-            unsafe { self.launch(storage, start, shape, to, params, positions)? };
+            unsafe { self.launch(storage, start, shape, to, state)? };
         }
         Ok(CudaStorage::wrap_cuda_slice(ids, self.gpu.device.clone()))
     }
@@ -64,8 +61,7 @@ impl Sampling {
         storage: &CudaStorage,
         start: usize,
         shape: RowsOf,
-        params: &[RowParams],
-        positions: &[u64],
+        state: State,
     ) -> Result<Vec<u32>> {
         let batch = shape.0;
         let mut ids = match self.on_host.take() {
@@ -79,7 +75,7 @@ impl Sampling {
         // Pinned memory has the same address on the device.
         let to = ids.as_mut_ptr().w()? as u64;
         // SAFETY: there is room for the ids, and it stays until the stream has come by.
-        let launched = unsafe { self.launch(storage, start, shape, to, params, positions) };
+        let launched = unsafe { self.launch(storage, start, shape, to, state) };
         self.gpu.stream.synchronize().w()?;
         let ids = self.on_host.insert(ids);
         launched?;
@@ -95,9 +91,10 @@ impl Sampling {
         start: usize,
         (batch, vocab, stride): RowsOf,
         to: u64,
-        params: &[RowParams],
-        positions: &[u64],
+        state: State,
     ) -> Result<()> {
+        // Before its address is asked for, which has fewer words for it.
+        Kernels::of(storage.dtype())?;
         if batch == 0 {
             return Ok(());
         }
@@ -113,6 +110,6 @@ impl Sampling {
         };
         // SAFETY: the range of elements covers every row, the guard orders this with other uses of it, and the caller vouches for
         // the ids.
-        unsafe { rows.sample(gpu, &logits, to, params, positions) }
+        unsafe { rows.sample(gpu, &logits, to, state) }
     }
 }

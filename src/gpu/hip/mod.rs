@@ -16,7 +16,7 @@ mod sample;
 pub use api::HipError;
 pub use device::HipDevice;
 pub use sample::DeviceLogits;
-pub(crate) use sample::{Sampling, State};
+pub(crate) use sample::Sampling;
 
 use super::BLOCK;
 use super::launch::{Argument, Gpu, checked};

@@ -6,8 +6,7 @@ use super::module::Module;
 use super::owned::{Event, Memory, Pinned, Stream};
 use super::{Hip, HipDevice};
 use crate::gpu::launch::{Kernels, Logits};
-use crate::gpu::rows::Rows;
-use crate::params::RowParams;
+use crate::gpu::rows::{Rows, State};
 use candle_core::{DType, Result, WithDType};
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -25,13 +24,6 @@ pub struct DeviceLogits {
     pub vocab: usize,
     /// From the beginning of one row to that of the next, in elements.
     pub stride: usize,
-}
-
-/// The rows' parameters and positions, as the sampler has them.
-#[derive(Clone, Copy)]
-pub(crate) struct State<'a> {
-    pub(crate) params: &'a [RowParams],
-    pub(crate) positions: &'a [u64],
 }
 
 /// What a sampler has on a device.
@@ -203,7 +195,7 @@ impl Workspace {
         // stream uses them at the same time.
         unsafe {
             self.used.precede(stream)?;
-            rows.sample(&gpu, logits, ids, state.params, state.positions)?;
+            rows.sample(&gpu, logits, ids, state)?;
             self.used.record(stream)?;
         }
         Ok(())
