@@ -8,7 +8,7 @@ use super::arch::Lanes;
 use super::guess::Sample;
 use super::look::Picked;
 use super::place::{Cut, Limit};
-use super::search::Search;
+use super::search::{Search, slice_of};
 use super::slice::{Logit, fetch_ahead, largest, mass};
 use super::tokens::Tokens;
 use crate::definition::order::Key;
@@ -143,7 +143,7 @@ unsafe fn first_pass<V: Lanes, T: Logit>(
         return Err(RowError::AllMasked);
     }
     let first = j * SLICE;
-    let z = T::slice(&row[first..row.len().min(first + SLICE)], &mut buffer);
+    let z = T::slice(slice_of(row, j), &mut buffer);
     let id = z.iter().position(|&x| x == logit);
     let id = first + id.expect("the slice's largest logit");
     Ok(Key::new(logit, id as u32))
