@@ -45,6 +45,18 @@ DEVICE u64 block_max(Block &b, u64 x) {
     return wave_max(lane_index() < WAVES ? words[lane_index()] : 0);
 }
 
+// The largest of each of `n` values.
+template <u32 n>
+DEVICE void block_maxes(Block &b, u32 *x) {
+    u64 *words = next_words(b);
+    UNROLL for (u32 i = 0; i < n; i++) {
+        u32 most = wave_max(x[i]);
+        if (lane_index() == 0) words[i * WAVES + wave_index()] = most;
+    }
+    barrier();
+    UNROLL for (u32 i = 0; i < n; i++) x[i] = wave_max(lane_index() < WAVES ? (u32)words[i * WAVES + lane_index()] : 0);
+}
+
 // The sum over the threads before this one, and over all of them.
 DEVICE u64 block_prefix(Block &b, u64 x, u64 *total) {
     u64 *words = next_words(b);

@@ -2,9 +2,8 @@
 // which token does the running sum pass x? With ones for weights that is the k-th token, with masses the last of the
 // nucleus, and in the order of ids it is the token drawn.
 //
-// The answer is found by dual-pivot search (Ye et al., "Sorting-Free GPU Kernels for LLM Sampling", FlashInfer, 2025): keep a
-// place below and one above, look at the sums above two pivots between them, keep the third that holds the answer. Pivots are
-// places in a total order, and sums are integers, so there is nothing to break ties for and nothing that rounds.
+// The answer is found by division: sum the tokens' weights by bins of the order, keep the bin that holds the answer; of a few tokens, compare
+// each with each. Sums are integers and no two tokens have the same place, so there is nothing to break ties for and nothing that rounds.
 #pragma once
 #include "block.h"
 
@@ -13,11 +12,16 @@
 // Of this many the answer is found by comparing each with each.
 #define FEW 128u
 #define TEAM (BLOCK / FEW)
+// Bins, and the bits of a weight that go to the first of a bin's two sums: a token's mass has 39 bits, and CAPACITY times either part fits 32.
+#define BINS 256u
+#define LOW_BITS 20u
 
 struct Candidates {
     u32 count;  // of those that were added; if above CAPACITY, some are missing
     u32 few;
-    u64 found;
+    u32 bin;
+    u64 above;           // the bin
+    u64 found, through;  // a token's key, and the sum up to it
     alignas(16) u64 keys[CAPACITY];
     alignas(8) u32 masses[CAPACITY];  // packed; after weigh_list
     u64 few_keys[FEW], few_weights[FEW];
@@ -58,21 +62,16 @@ DEVICE u64 weight_of(const Candidates &list, u32 i, Weigh weigh) {
     return weigh == BY_COUNT ? 1 : unpack_mass(list.masses[i]);
 }
 
-// The candidates above `low`: how many, and their mass.
+// Of some tokens.
 struct Total {
     u64 mass;
     u32 count;
 };
 
-DEVICE Total total_above(const Candidates &list, Block &b, u64 low) {
-    u64 sums[2] = {0, 0};
-    ROLLED for (u32 i = thread_index(); i < uniform(list.count); i += BLOCK) {
-        bool above = list.keys[i] > low;
-        sums[0] += above ? unpack_mass(list.masses[i]) : 0;
-        sums[1] += above;
-    }
-    block_sums<2>(b, sums);
-    return {sums[0], (u32)sums[1]};
+DEVICE u64 mass_above(const Candidates &list, Block &b, u64 low) {
+    u64 sum = 0;
+    ROLLED for (u32 i = thread_index(); i < uniform(list.count); i += BLOCK) sum += list.keys[i] > low ? unpack_mass(list.masses[i]) : 0;
+    return block_sum(b, sum);
 }
 
 // What the few that come before this thread's weigh: TEAM threads have one of them, and compare it with a share of the others each.
@@ -85,62 +84,86 @@ DEVICE u64 few_before(const Candidates &list, const u64 *weights, u32 few, Seque
     return before;
 }
 
-// Of the `inside` candidates above `low`, whose values are all in (bottom, top]: the key of the one at which the running sum exceeds `x`
-// (it does). It may be near `guess`, if that is not 0.
-DEVICE u64 crossing(Candidates &list, Block &b, Sequence order, Weigh weigh, u64 low, u32 inside, u64 bottom, u64 top,
-                    u64 guess, u64 x) {
-    u64 above_top = 0;
-    u32 count = uniform(list.count), outside = 0;  // above the top
-    ROLLED while (uniform(inside > FEW)) {
-        u64 third = (top - bottom) / 3, low_pivot = bottom + third, high_pivot = top - third;
-        if (guess > bottom && guess < top) {
-            high_pivot = guess;
-            low_pivot = bottom + (guess - bottom) / 2;
-        }
-        guess = 0;
-        // Sums above the pivots, and counts in the low bits: a list's mass is below 2^51.
-        u64 above[2] = {0, 0};
-        UNROLL_SOME for (u32 i = thread_index(); i < count; i += BLOCK) {
-            u64 key = list.keys[i], value = key > low ? value_of(key, order) : 0;
-            u64 weight = weight_of(list, i, weigh) << COUNT_BITS | 1;
-            above[0] += value > low_pivot ? weight : 0;
-            above[1] += value > high_pivot ? weight : 0;
-        }
-        block_sums<2>(b, above);
-        u32 above_low = above[0] & ((1u << COUNT_BITS) - 1), above_high = above[1] & ((1u << COUNT_BITS) - 1);
-        above[0] >>= COUNT_BITS;
-        above[1] >>= COUNT_BITS;
-        if (uniform(x < above[1])) {
-            bottom = high_pivot;
-            inside = above_high - outside;
-        } else if (uniform(x < above[0])) {
-            top = high_pivot;
-            bottom = low_pivot;
-            above_top = above[1];
-            inside = above_low - above_high;
-            outside = above_high;
-        } else {
-            top = low_pivot;
-            above_top = above[0];
-            inside -= above_low - outside;
-            outside = above_low;
-        }
-    }
+// How what is in (bottom, top] is divided: by logits, which is more even, or by places, which always divides.
+struct Bins {
+    u64 bottom, top;
+    float most, each;  // each is 0 for places
+    u32 shift;
+};
 
-    // The few that are left, each against each.
-    if (thread_index() == 0) list.few = 0;
-    barrier();
-    ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) {
-        u64 key = list.keys[i], value = value_of(key, order);
-        if (key <= low || value <= bottom || value > top) continue;
-        u32 at = atomic_add(&list.few, 1);
-        list.few_keys[at] = key;
-        list.few_weights[at] = weight_of(list, i, weigh);
+DEVICE Bins divided(u64 bottom, u64 top, bool by_logit) {
+    float most = key_logit(top), range = most - key_logit(bottom);
+    u32 bits = highest_bit(top - bottom) + 1;
+    return {bottom, top, most, by_logit && range > 0.0f ? (float)BINS / range : 0.0f, bits > 8 ? bits - 8 : 0};
+}
+
+// Bins descend as values do. What is not in (bottom, top] has none.
+DEVICE u32 bin_of(const Bins &bins, u64 key, u64 value) {
+    if (value <= bins.bottom || value > bins.top) return BINS;
+    float down = (bins.most - key_logit(key)) * bins.each;
+    if (bins.each > 0.0f) return down < BINS - 1.0f ? (u32)down : BINS - 1;
+    return (u32)((bins.top - value) >> bins.shift);
+}
+
+struct Crossing {
+    u64 key, through;
+};
+
+// Of the candidates above `low` whose values are in (bottom, top]: the one at which the running sum exceeds `x` (it does), and the sum with it.
+DEVICE Crossing crossing(Candidates &list, Block &b, Sequence order, Weigh weigh, u64 low, u64 bottom, u64 top, u64 x) {
+    u32 count = uniform(list.count), bin = 0, *sums = (u32 *)list.few_keys;
+    u64 above = 0;
+    Bins bins = divided(bottom, top, order == BY_KEY);
+    for (bool all = count <= FEW;; all = false) {
+        if (!all) {
+            if (thread_index() < 2 * BINS) sums[thread_index()] = 0;
+            barrier();
+            UNROLL_SOME for (u32 i = thread_index(); i < count; i += BLOCK) {
+                u64 key = list.keys[i], weight = weight_of(list, i, weigh);
+                u32 at = bin_of(bins, key, value_of(key, order));
+                if (key <= low || at == BINS) continue;
+                atomic_add(&sums[at], (u32)weight & ((1u << LOW_BITS) - 1));
+                if (weigh != BY_COUNT) atomic_add(&sums[BINS + at], (u32)(weight >> LOW_BITS));
+            }
+            barrier();
+            u64 sum = 0, total;
+            if (thread_index() < BINS) sum = sums[thread_index()] + ((u64)sums[BINS + thread_index()] << LOW_BITS);
+            u64 before = above + block_prefix(b, sum, &total);
+            if (before <= x && x - before < sum) {
+                list.bin = thread_index();
+                list.above = before;
+            }
+        }
+        if (thread_index() == 0) list.few = 0;
+        barrier();
+        if (!all) {
+            bin = list.bin;
+            above = list.above;
+        }
+        u64 first = 0, last = 0;
+        ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) {
+            u64 key = list.keys[i], value = value_of(key, order);
+            u32 at = bin_of(bins, key, value);
+            if (key <= low || at == BINS || (!all && at != bin)) continue;
+            first = value > first ? value : first;
+            last = ~value > last ? ~value : last;
+            u32 place = atomic_add(&list.few, 1);
+            if (place >= FEW) continue;
+            list.few_keys[place] = key;
+            list.few_weights[place] = weight_of(list, i, weigh);
+        }
+        barrier();
+        if (uniform(list.few <= FEW)) break;
+        // Too many in one bin: divide that, from its first token to its last.
+        u64 end = block_max(b, first);
+        bins = divided(~block_max(b, last) - 1, end, false);
+    }
+    u64 before = above + few_before(list, list.few_weights, list.few, order);
+    u32 mine = thread_index() / TEAM;
+    if (mine < list.few && before <= x && x - before < list.few_weights[mine]) {
+        list.found = list.few_keys[mine];
+        list.through = before + list.few_weights[mine];
     }
     barrier();
-    u64 before = above_top + few_before(list, list.few_weights, list.few, order);
-    u32 mine = thread_index() / TEAM;
-    if (mine < list.few && before <= x && x - before < list.few_weights[mine]) list.found = list.few_keys[mine];
-    barrier();
-    return list.found;
+    return {list.found, list.through};
 }

@@ -3,9 +3,6 @@
 #pragma once
 #include "row.h"
 
-// How far below the largest logit the places are sought, and how finely: binary orders, and parts of one.
-#define ORDERS 30.0f
-#define PARTS 2.0f
 // Reads of four tokens that a lane waits for together.
 #define AT_ONCE 4u
 
@@ -39,48 +36,6 @@ DEVICE float kth_slice(Row<T> &row, u32 k) {
     }
     return unrank(low);
 }
-
-// A logit with the share `target` / 2^32 of the row's mass at or above it, by the largest logits of slices alone, which suffice where the
-// distribution is peaked; -inf if they do not. An estimate: what is made of it is checked.
-template <typename T>
-DEVICE float bound_by_largest(Row<T> &row, u32 target) {
-    Shared &shared = *row.shared;
-    if (thread_index() < BINS) shared.bins[thread_index()] = 0;
-    barrier();  // for an estimate
-    float most = key_logit(shared.top);
-    ROLLED for (u32 j = thread_index(); j < shared.slices; j += BLOCK) {
-        // Binary orders below the largest. Adding 2^23 rounds to an integer, in the low bits.
-        float down = (most - largest_of_slice(row, j)) * shared.scale.scale;
-        if (down < ORDERS) atomic_add(&shared.bins[bits_of(down * PARTS + 8388608.0f) & 0x7fffffu], 1);
-    }
-    barrier();  // for an estimate
-    if (wave_index() == 0) {
-        // A bin's logits count as the least of them would: as a share of the row's mass, in 2^-32.
-        SliceScale s = slice_scale(shared.scale, most, NEGLIGIBLE);
-        float share = 4294963200.0f * (float)(1u << HEADROOM) / (float)shared.whole;
-        u32 each = BINS / WAVE, first = lane_index() * each, sum = 0;
-        ROLLED for (u32 bin = first; bin < first + each; bin++) {
-            float edge = most - ((float)bin + 0.5f) / PARTS * shared.scale.inverse;
-            u32 w = (u32)((float)shared.bins[bin] * unrounded(s, edge) * share);
-            shared.bins[bin] = w;
-            sum += w;
-        }
-        u32 before = wave_prefix(sum) - sum, bin = first;
-        bool here = before < target && before + sum >= target;
-        if (here)
-            ROLLED while ((before += shared.bins[bin]) < target) bin++;
-        u64 found = vote(here);
-        bin = wave_max(here ? bin : 0);
-        // A little lower than the bin's edge, for what the arithmetic above rounds away.
-        float bound = most - ((float)bin + 0.51f) / PARTS * shared.scale.inverse;
-        if (lane_index() == 0) shared.result[0] = bits_of(found ? bound : NEG_INF);
-    }
-    barrier();
-    return float_of((u32)shared.result[0]);
-}
-
-// The first of the four tokens of a group that a lane reads.
-DEVICE u32 first_of(u32 group, u32 lane) { return group / GROUPS * SLICE + lane % 4 * QUARTER + group % GROUPS * 4; }
 
 // Makes a list of all tokens whose logit is at least `bound`, above -inf: from the slices to the groups to the tokens that reach it.
 // False if they do not fit.
@@ -144,7 +99,10 @@ DEVICE bool gather(Row<T> &row, float bound) {
         }
     }
     barrier();
-    if (uniform(list.count > CAPACITY)) return false;
-    weigh_list(row);
-    return true;
+    bool fit = uniform(list.count <= CAPACITY);
+    if (fit)
+        weigh_list(row);
+    else
+        barrier();
+    return fit;
 }

@@ -65,6 +65,7 @@ DEVICE float larger(float a, float b) {
 DEVICE u32 uniform(u32 x) { return x; }
 DEVICE u32 count_bits(u64 x) { return (u32)__popcll((long long)x); }
 DEVICE u32 lowest_bit(u64 x) { return (u32)__ffsll((long long)x) - 1; }
+DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__clzll((long long)x); }
 DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float at_least(float x, float least) { return fmaxf(x, least); }
 DEVICE u32 round_u32(float x) { return __float2uint_rn(x); }
@@ -134,6 +135,7 @@ DEVICE u32 uniform(u32 x) { return (u32)__builtin_amdgcn_readfirstlane((int)x); 
 #endif
 DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }
 DEVICE u32 lowest_bit(u64 x) { return (u32)__builtin_ctzll(x); }
+DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__builtin_clzll(x); }
 DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE float at_least(float x, float least) { return x > least ? x : least; }
 DEVICE u32 round_u32(float x) { return (u32)__builtin_rintf(x); }

@@ -21,14 +21,21 @@ DEVICE bool wants_mass(const RowParams &p, u32 vocab) {
 
 DEVICE bool wants_groups(const RowParams &p, u32 vocab) { return !uniform(p.flags & GREEDY) && !is_unfiltered(p, vocab); }
 
+// Before others add to it.
+DEVICE void forget(GLOBAL Wide *wide) {
+    wide->listed = 0;
+    wide->counts = wide->masses[0] = wide->masses[1] = 0;
+}
+
 // A wave takes every `step`-th slice. What hides the time that reads take is the number of waves: 48 of 32 lanes do it where 32 did not,
 // even if these asked for the next slice before they worked on the last.
 template <typename T>
 DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,
-                      float *largest, float *groups, u64 *mass) {
+                      float *largest, float *groups, u64 *mass, u64 *wide) {
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();
     if (j >= slices) return;
+    if (wide && j == 0 && lane_index() == 0) forget(wide_of(wide, row));
     logits += row * stride;
     const RowParams &p = params[shared_params ? 0 : row];
     bool with_groups = wants_groups(p, vocab), with_mass = wants_mass(p, vocab);

@@ -9,21 +9,18 @@
 // The first read leaves the largest logit of each group of 16 tokens, too: group g of a slice is what lane g of a wave of 32 reads, from
 // g·4 on four tokens in each quarter of the slice.
 #define GROUPS 32u
+#define GROUP (SLICE / GROUPS)
 #define QUARTER (SLICE / 4)
-// Of the slices' largest logits (gather.h).
-#define BINS 64u
 
-// What the block has worked out, and would need again in a later launch.
+// What one launch has worked out, and the next would need again.
 struct State {
     Scale scale;
-    u32 unit;  // of the row
-    u64 position;
-    u64 random;     // 64 bits
-    u64 whole;      // the row's mass, where it is wanted
-    u64 top;        // the first slice's: its largest logit, and an id that is not above its token's
-    u64 least;      // nothing at or below this place passes min-p
-    u64 place;      // nor, while other places are sought, the other filters
-    u64 shares_of;  // the place above which row.mass has the slices' masses
+    u32 unit;   // of the row
+    u64 whole;  // the row's mass, where it is wanted
+    u64 top;    // the first slice's: its largest logit, and an id that is not above its token's
+    u64 least;  // nothing at or below this place passes min-p
+    u64 place;  // nor, while other places are sought, the other filters
+    u64 kept_above;  // the place above which row.kept has the slices' masses
     // While a place is sought, of the tokens above `lowest` the last one to keep: it is above `bottom` (if anything is known to be)
     // and not above `ceiling`; the running sum over the tokens is to exceed x; and the pivots.
     u64 lowest, bottom, ceiling, low, high, x;
@@ -33,13 +30,13 @@ struct State {
     u32 known, aimed;
 };
 
-// What one launch leaves for the next, in device memory.
+// What the launch that looks at rows leaves for the one that draws, in device memory.
 struct Wide {
     State state;
-    u32 pending;  // whether the row has no token yet
-    u32 listed;   // tokens between the pivots, if above CAPACITY some are missing
-    u32 counts[2];
-    u64 masses[2];  // above the low pivot, and above the high one
+    u32 looked;  // whether it has looked at the row
+    u32 listed;  // tokens between the pivots, if above CAPACITY some are missing
+    u64 counts;  // above the low pivot, and above the high one in the upper half
+    u64 masses[2];
     u64 keys[CAPACITY];
 };
 // The host's room for it.
@@ -48,17 +45,7 @@ static_assert(sizeof(Wide) <= WIDE_WORDS * 8, "the host allocates it");
 
 DEVICE GLOBAL Wide *wide_of(u64 *wide, u32 row) { return (GLOBAL Wide *)(wide + (u64)row * WIDE_WORDS); }
 
-// A row for those who look at it.
-struct Seen : State {
-    const GLOBAL void *logits;
-    u32 vocab, slices;
-    const GLOBAL float *largest;  // of each slice
-    GLOBAL u64 *mass;             // of each slice
-    GLOBAL Wide *wide;
-    u64 sums[4][WAVES];
-};
-
-// How the places between row.low and row.high are divided into bins: at first as logits go, from the largest down, then in equal parts.
+// How the places from low to high are divided into bins: at first as logits go, from the largest down, then in equal parts.
 struct Division {
     float most, each;  // bins to a logit; 0 for equal parts
     float width;       // logits to a bin
@@ -66,20 +53,34 @@ struct Division {
     u32 shift;  // 2^shift places are a part
 };
 
-// A row for the block that draws from it, in shared memory.
+// A row for a block, in shared memory.
+struct Seen : State {
+    const GLOBAL void *logits;
+    u32 vocab, slices;
+    const GLOBAL float *largest;  // of each slice
+    const GLOBAL float *groups;   // of each group
+    GLOBAL u64 *mass;             // of each slice
+    GLOBAL u64 *kept;             // of each slice, above a place
+    GLOBAL Wide *wide;
+    RowParams params;
+    Scratch scratch;
+    Division division;
+    float outside;  // the division
+    u32 hits;
+};
+
+// For the block that draws from it.
 struct Shared : Seen {
     GLOBAL u32 *id;  // where the token goes
     GLOBAL u64 *next_position;
-    u32 stage;  // sample.hip
-    const GLOBAL float *groups;  // the largest of each group
-    Scratch scratch;
-    RowParams params;
+    u64 position, random;  // 64 bits
     Candidates list;
     u32 slice_count, group_count;
-    Division division;
-    u32 bins[BINS];
     u64 result[2];
 };
+
+// The first of the four tokens of a group that a lane reads.
+DEVICE u32 first_of(u32 group, u32 lane) { return group / GROUPS * SLICE + lane % 4 * QUARTER + group % GROUPS * 4; }
 
 // What a thread holds of it; the rest is in shared memory, because registers are short.
 template <typename T>
@@ -112,6 +113,12 @@ DEVICE void weigh_list(Row<T> &row) {
         list.masses[i] = s.some ? pack_mass(weight(s, key_logit(key)), shift_of(s, row.shared->unit)) : 0;
     }
     barrier();
+}
+
+// A slice's share of the row's mass.
+DEVICE u64 share_of(const Seen &seen, u32 j) {
+    SliceScale s = scale_of(seen, j);
+    return s.some ? to_row_units(s, seen.mass[j], seen.unit) : 0;
 }
 
 // Four tokens of slice `j` a thread, for the first threads of the block; -inf for the others.

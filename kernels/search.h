@@ -8,13 +8,17 @@
 // so far apart, because the list between the pivots does not grow with the row.
 #define SAMPLE_READS 8u
 #define COARSEST 16u
+#define SAMPLE_AT_ONCE 4u
 #define SAMPLE_BINS (4u * BLOCK)
-#define BINS_OF_AN_ORDER 64.0f  // of a binary order: 32 orders are more than weights have
-#define MAX_PASSES 8u
-// How many standard deviations a sample may be off, squared: 2.5. More is safer, and lists more tokens between the pivots.
-#define DEVIATIONS 6.25f
+// What a search needs of shared memory, in words: the bins, and one a lane for tokens that belong to none.
+#define AIM_WORDS (SAMPLE_BINS + WAVE)
+#define ROOM_WORDS (LOOK_WORDS > AIM_WORDS ? LOOK_WORDS : AIM_WORDS)
+// How far the sample may be off, as the square of standard deviations: 3.5, or 2.5 if the tokens between the pivots are too many for a list.
+#define DEVIATIONS 12.25f
+#define FEWER_DEVIATIONS 6.25f
 // A pivot is near enough if a list has room for this many tokens, which may turn out to be more.
 #define ENOUGH (CAPACITY / 4 * 3)
+#define MAX_PASSES 8u
 // After so many looks the pivots are thirds of what is left, which comes to an end whatever the row.
 #define LOOKS_BY_SAMPLE 4u
 
@@ -22,147 +26,204 @@ DEVICE float bins_below(const Division &d, float bins) { return d.most - bins * 
 
 // The place below a bin's tokens, or one near it.
 DEVICE u64 bin_begin(const Division &d, u32 bin) {
-    if (d.each > 0.0f) return (u64)rank_of(bins_below(d, (float)(SAMPLE_BINS - bin))) << 32;
+    if (bin == 0) return d.low;
+    if (bin == SAMPLE_BINS) return d.high;
+    if (d.each > 0.0f) {
+        u64 place = (u64)rank_of(bins_below(d, (float)(SAMPLE_BINS - bin))) << 32;
+        return place < d.low ? d.low : place > d.high ? d.high : place;
+    }
     return (d.high - d.low - 1) >> d.shift >= bin ? d.low + ((u64)bin << d.shift) : d.high;
 }
 
 // The logit in a bin's middle.
 DEVICE float bin_logit(const Division &d, u32 bin) {
     if (d.each > 0.0f) return bins_below(d, (float)(SAMPLE_BINS - bin) - 0.5f);
-    return key_logit(bin_begin(d, bin) + ((u64)1 << d.shift >> 1));
+    u64 begin = d.low + ((u64)bin << d.shift), middle = begin + ((u64)1 << d.shift >> 1);
+    return key_logit(middle < d.high ? middle : d.high);
 }
 
 // One thread's.
 DEVICE void divide(Division &d, float most, float each, u64 low, u64 high) {
-    u32 shift = 0;
-    if (each == 0.0f)
-        ROLLED while ((high - low - 1) >> shift >= SAMPLE_BINS) shift++;
-    d = {most, each, each > 0.0f ? 1.0f / each : 0.0f, low, high, shift};
+    u32 bits = highest_bit(high - low) + 1, most_bits = 11;
+    static_assert(SAMPLE_BINS == 1u << 11, "bits of a bin's number");
+    d = {most, each, each > 0.0f ? 1.0f / each : 0.0f, low, high, bits > most_bits ? bits - most_bits : 0};
 }
 
-// Sets the pivots around the place that is sought, as near as a sample tells, and says about how many tokens are above the lower one.
-template <typename T>
-DEVICE u32 aim(Row<T> &row, Weigh weigh) {
-    Shared &shared = *row.shared;
-    u32 *bins = shared.list.masses;
-    float most = key_logit(shared.top);
-    SliceScale s = slice_scale(shared.scale, most, NEGLIGIBLE);
-    Division &d = shared.division;
-    float each = BINS_OF_AN_ORDER * shared.scale.scale;
+// Sets the pivots around the place that is sought, as near as a sample tells, and says about how many tokens are above the lower one. All
+// blocks that look at a row do it, and get the same. `first`: the place may be anywhere in the row. `bins` is AIM_WORDS of shared memory.
+template <typename T, bool first>
+DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
+    const T *logits = (const T *)seen.logits;
+    float most = key_logit(seen.top), each;
+    SliceScale s = slice_scale(seen.scale, most, NEGLIGIBLE);
+    Division &d = seen.division;
     if (weigh == BY_COUNT) {
-        u32 rank = thread_index() < shared.slices ? rank_of(row.mine) : 0xffffffffu;
-        float least = unrank(~(u32)block_max(row.block, ~rank));
         // Slices' largest logits are in the upper part of what there is.
+        u64 rank = thread_index() < seen.slices ? ~rank_of(seen.largest[thread_index()]) : 0;
+        float least = unrank(~(u32)block_max(b, rank));
         each = most > least ? (float)SAMPLE_BINS / (4.0f * (most - least)) : 1.0f;
+    } else {
+        // The place is not where all tokens together weigh less than what is below it; and 10 binary orders further down they do not
+        // matter. The first weighs 2^38 units at least.
+        float tail = (float)(seen.above_bottom - seen.x), tokens = (float)seen.vocab * 549755813888.0f / tail;
+        float orders = (float)(int)(bits_of(tokens) >> 23) - 127.0f + 11.0f;
+        each = (float)SAMPLE_BINS / (orders < 32.0f ? orders : 32.0f) * seen.scale.scale;
     }
-    if (thread_index() == 0) divide(d, most, each, shared.bottom, shared.ceiling);
-    // Of all reads of four tokens every `finest`-th, but at first, to see roughly where it is, a quarter of these.
-    u32 finest = ((shared.vocab + 3) / 4 + BLOCK * SAMPLE_READS - 1) / (BLOCK * SAMPLE_READS);
-    finest = finest < COARSEST ? finest : COARSEST;
-    u32 step = finest * 4;
+    if (thread_index() == 0) divide(d, most, each, seen.bottom, seen.ceiling);
+    u32 step = ((seen.vocab + 3) / 4 + BLOCK * SAMPLE_READS - 1) / (BLOCK * SAMPLE_READS);
+    step = step < COARSEST ? step : COARSEST;
+    // What the sample has below the bins and in all, and how many tokens above them.
+    float outside = 0.0f, all = 0.0f;
+    u32 over = 0;
     for (u32 pass = 0;; pass++) {
-        // What is below the bins and what is above them: weights, and counts.
-        u64 outside[4] = {0, 0, 0, 0};
-        ROLLED for (u32 i = thread_index(); i < SAMPLE_BINS; i += BLOCK) bins[i] = 0;
+        bool open = first && pass == 0;
+        ROLLED for (u32 i = thread_index(); i < AIM_WORDS; i += BLOCK) bins[i] = 0;
         barrier();
-        u32 id = thread_index() * step * 4, stride = BLOCK * step * 4;
-        u64 bottom = shared.bottom, ceiling = shared.ceiling, begin = d.low, end = d.high;
+        u32 stride = BLOCK * step * 4;
+        u64 low = d.low, high = d.high;
         float bins_a_logit = d.each;
-        Four<T> next = read_four(logits_of(row), shared.vocab, id);
-        ROLLED for (; id < shared.vocab; id += stride) {
-            Four<T> now = next;
-            next = read_four(logits_of(row), shared.vocab, id + stride);
-            UNROLL for (u32 i = 0; i < 4; i++) {
-                float z = widen(now.x[i]), down = (most - z) * bins_a_logit;
-                u64 key = key_of(z, id + i);
-                bool inside = key > bottom && key <= ceiling, over = inside && key > end;
-                bool under = inside && (key <= begin || down >= (float)SAMPLE_BINS);
-                u32 from_top = (u32)(down < SAMPLE_BINS - 1.0f ? down : SAMPLE_BINS - 1.0f);
-                u32 bin = bins_a_logit > 0.0f ? SAMPLE_BINS - 1 - from_top : (u32)((key - begin - 1) >> d.shift);
-                u32 w = weigh == BY_COUNT ? 1 : weight(s, z);
-                outside[0] += under ? w : 0;
-                outside[1] += under;
-                outside[2] += over ? w : 0;
-                outside[3] += over;
+        ROLLED for (u32 id = thread_index() * step * 4; id < seen.vocab; id += SAMPLE_AT_ONCE * stride) {
+            Four<T> four[SAMPLE_AT_ONCE];
+            UNROLL for (u32 q = 0; q < SAMPLE_AT_ONCE; q++) four[q] = read_four(logits, seen.vocab, id + q * stride);
+            UNROLL for (u32 i = 0; i < SAMPLE_AT_ONCE * 4; i++) {
+                float z = widen(four[i / 4].x[i % 4]);
+                u32 bin = SAMPLE_BINS + lane_index();
+                if (open || bins_a_logit > 0.0f) {
+                    float down = (most - z) * bins_a_logit;
+                    bin = SAMPLE_BINS - 1 - (u32)(down < SAMPLE_BINS - 1.0f ? down : SAMPLE_BINS - 1.0f);
+                }
+                if (!open) {
+                    u64 key = key_of(z, id + i / 4 * stride + i % 4);
+                    if (bins_a_logit == 0.0f) bin = (u32)((key - low - 1) >> d.shift);
+                    if (key <= low || key > high) bin = SAMPLE_BINS + lane_index();
+                }
                 // Tokens that belong to none have bins of their own, and cost no branch.
-                atomic_add(&bins[inside && !over && !under ? bin : SAMPLE_BINS + lane_index()], 1);
+                atomic_add(&bins[bin], 1);
             }
         }
-        block_sums<4>(row.block, outside);
-        u32 bin = thread_index() * (SAMPLE_BINS / BLOCK);
-        u64 sum = 0, total;
-        ROLLED for (u32 i = bin; i < bin + SAMPLE_BINS / BLOCK; i++)
-            if (bins[i]) sum += weigh == BY_COUNT ? bins[i] : (u64)((float)bins[i] * unrounded(s, bin_logit(d, i)));
-        u64 below = outside[0] + block_prefix(row.block, sum, &total);
+        barrier();
+        // Each thread's bins: how many, what a token weighs there, what all do.
+        u32 mine = thread_index() * (SAMPLE_BINS / BLOCK), count[SAMPLE_BINS / BLOCK];
+        float weighs[SAMPLE_BINS / BLOCK];
+        u64 sums[SAMPLE_BINS / BLOCK], sum = 0, total;
+        UNROLL for (u32 i = 0; i < SAMPLE_BINS / BLOCK; i++) {
+            count[i] = bins[mine + i];
+            weighs[i] = weigh == BY_COUNT ? 1.0f : unrounded(s, bin_logit(d, mine + i));
+            sums[i] = (u64)((float)count[i] * weighs[i]);
+            sum += sums[i];
+        }
+        u64 before = block_prefix(b, sum, &total);
+        float below = outside + (float)before;
+        if (pass == 0) all = (float)total;
 
         // What the sample should have at or below the place: as much as the row has there or, from above, less than all by what the row has
         // there. At first what is light is better known than what is heavy; once looks have told the sums at both ends, the nearer is.
-        float all = (float)(outside[0] + total + outside[2]), unit = weigh == BY_COUNT ? 1.0f : (float)(1u << HEADROOM);
-        float tail = (float)(shared.above_bottom - shared.x) / unit / (float)step;
-        float head = (float)(shared.x - shared.above_ceiling) / unit / (float)step;
-        bool from_above = shared.looks == 0 ? weigh == BY_COUNT : (weigh == BY_COUNT && !shared.known) || head < tail;
+        float unit = (weigh == BY_COUNT ? 1.0f : (float)(1u << HEADROOM)) * (float)step;
+        float tail = (float)(seen.above_bottom - seen.x) / unit, head = (float)(seen.x - seen.above_ceiling) / unit;
+        bool from_above = seen.looks == 0 ? weigh == BY_COUNT : (weigh == BY_COUNT && !seen.known) || head < tail;
         float want = from_above ? all - head : tail;
-        u64 low = d.low, high = d.high;
-        ROLLED for (u32 i = bin; i < bin + SAMPLE_BINS / BLOCK; i++) {
-            u64 place = bin_begin(d, i);
-            float each = weigh == BY_COUNT ? 1.0f : unrounded(s, key_logit(place)), off = (float)below - want;
-            float part = from_above ? all - (float)below : (float)below;
+        // The pivots' bins: the highest that is surely too low, the lowest that is surely too high, for fewer deviations and for more.
+        u32 ends[4] = {0, 0, 0, 0};
+        UNROLL for (u32 i = 0; i < SAMPLE_BINS / BLOCK; i++) {
+            float off = below - want, part = from_above ? all - below : below;
             // A sum's variance is the sum of the squared weights. From below they are this place's at most and vary: half of that where the
             // tail is long, nearly all where it is short.
-            float variance = part * (weigh == BY_COUNT ? 1.0f - part / all : from_above ? each : each * 0.8f) + each * each;
-            if (off * off > DEVIATIONS * variance && place > d.low) {
-                if (off < 0.0f && place < d.high) low = place;
-                if (off > 0.0f && place < high) high = place;
+            float variance = part * (weigh == BY_COUNT ? 1.0f - part / all : from_above ? weighs[i] : weighs[i] * 0.8f);
+            variance += weighs[i] * weighs[i];
+            u32 bin = mine + i;
+            UNROLL for (u32 more = 0; more < 2; more++) {
+                if (off * off <= (more ? DEVIATIONS : FEWER_DEVIATIONS) * variance) continue;
+                if (off < 0.0f) ends[2 * more] = bin;
+                if (off > 0.0f && ends[2 * more + 1] == 0) ends[2 * more + 1] = SAMPLE_BINS - bin;
             }
-            below += weigh == BY_COUNT ? bins[i] : (u64)((float)bins[i] * unrounded(s, bin_logit(d, i)));
+            below += (float)sums[i];
         }
-        low = block_max(row.block, low);
-        high = ~block_max(row.block, ~high);
-        u64 counts[2] = {0, 0};
-        ROLLED for (u32 i = bin; i < bin + SAMPLE_BINS / BLOCK; i++) {
-            u64 place = bin_begin(d, i);
-            counts[0] += place >= low ? bins[i] : 0;
-            counts[1] += place >= high ? bins[i] : 0;
+        block_maxes<4>(b, ends);
+        u32 low_bin = ends[2], high_bin = SAMPLE_BINS - ends[3], above_low, above_high;
+        bool wider = true;
+        for (;; wider = false) {
+            u64 above = 0;
+            UNROLL for (u32 i = 0; i < SAMPLE_BINS / BLOCK; i++)
+                above += (mine + i >= low_bin ? count[i] : 0) | (u64)(mine + i >= high_bin ? count[i] : 0) << 32;
+            above = block_sum(b, above);
+            above_low = ((u32)above + over) * step;
+            above_high = ((u32)(above >> 32) + over) * step;
+            if (!wider || above_low - above_high <= ENOUGH) break;
+            low_bin = ends[0];
+            high_bin = SAMPLE_BINS - ends[1];
         }
-        block_sums<2>(row.block, counts);
-        u32 above_high = (u32)(counts[1] + outside[3]) * step;
-        u32 above_low = (u32)(counts[0] + (low == shared.bottom ? outside[1] : 0) + outside[3]) * step;
-        bool all_read = step == finest, closer = high - low < (d.high - d.low) / 4;
-        // Near enough, and it is known whether the tokens above can be gathered.
-        bool enough = above_low - above_high <= ENOUGH && (all_read || above_low <= ENOUGH || above_high > ENOUGH);
-        if (uniform(enough || pass == MAX_PASSES || (all_read && !closer))) {
+        u64 begin = bin_begin(d, low_bin), end = bin_begin(d, high_bin);
+        if (begin >= end) {
+            // The sample says that the place is beyond an end, but it is not.
+            begin = d.low;
+            end = d.high;
+        }
+        if (uniform(above_low - above_high <= ENOUGH || pass == MAX_PASSES || (pass > 0 && end - begin >= (d.high - d.low) / 4))) {
             if (thread_index() == 0) {
-                shared.low = low;
-                shared.high = high;
-                shared.aimed = true;
+                seen.low = begin;
+                seen.high = end;
+                seen.aimed = true;
             }
             barrier();
             return above_low;
         }
+        // Closer.
+        below = outside + (float)before;
+        UNROLL for (u32 i = 0; i < SAMPLE_BINS / BLOCK; i++) {
+            if (mine + i == low_bin) seen.outside = below;
+            below += (float)sums[i];
+        }
         barrier();
-        step = finest;
-        if (thread_index() == 0) divide(d, most, 0.0f, low, high);
+        if (thread_index() == 0) divide(d, most, 0.0f, begin, end);
+        outside = seen.outside;
+        over = above_high / step;
     }
 }
 
-// Pivots that come to an end whatever the row: thirds of what is left.
 template <typename T>
-DEVICE void aim_at_thirds(Row<T> &row) {
-    Shared &shared = *row.shared;
+DEVICE u64 kept_mass(Row<T> &row) {
+    u64 sum = 0;
+    ROLLED for (u32 j = thread_index(); j < row.shared->slices; j += BLOCK) sum += row.shared->kept[j];
+    return block_sum(row.block, sum);
+}
+
+// Pivots that come to an end whatever the row: thirds of what is left.
+DEVICE void aim_at_thirds(Seen &seen) {
     if (thread_index() == 0) {
-        u64 third = (shared.ceiling - shared.bottom) / 3;
+        u64 third = (seen.ceiling - seen.bottom) / 3;
         // Whether there is such a place at all is to be found out first.
-        shared.low = shared.bottom + (shared.known ? third : 0);
-        shared.high = shared.ceiling - third;
-        shared.aimed = true;
+        seen.low = seen.bottom + (seen.known ? third : 0);
+        seen.high = seen.ceiling - third;
+        seen.aimed = true;
     }
+}
+
+// Begins the search for the last of the top k, or of the nucleus, among the tokens above `lowest`, whose count or mass is `of`. One thread's.
+DEVICE void begin(State &state, const RowParams &p, Weigh weigh, u64 lowest, u64 of) {
+    state.weigh = weigh;
+    state.x = weigh == BY_COUNT ? p.top_k - 1 : nucleus_limit(p.top_p, of) - 1;
+    state.lowest = state.bottom = lowest;
+    state.ceiling = state.top;
+    state.above_bottom = of;
+    state.above_ceiling = 0;
+    state.looks = state.known = state.aimed = 0;
 }
 
 // What a look says instead of a place: look again, from other pivots.
 #define AGAIN 0
 
+// Takes the tokens that a look has listed for candidates.
+template <typename T>
+DEVICE void load_listed(Row<T> &row, u32 listed) {
+    Candidates &list = row.shared->list;
+    ROLLED for (u32 i = thread_index(); i < listed; i += BLOCK) list.keys[i] = row.shared->wide->keys[i];
+    if (thread_index() == 0) list.count = listed;
+    barrier();
+    weigh_list(row);
+}
+
 // What a look from row.low and row.high has found decides, of the tokens above row.lowest, the place below the one at which the running sum
-// exceeds row.x; or row.lowest, if it does not. What is above the place is kept, and its mass left, slice by slice, in row.mass.
+// exceeds row.x; or row.lowest, if it does not. What is above the place is kept, and its mass left, slice by slice, in row.kept.
 template <typename T>
 DEVICE u64 judge(Row<T> &row, Weigh weigh, Look found) {
     Shared &shared = *row.shared;
@@ -172,14 +233,10 @@ DEVICE u64 judge(Row<T> &row, Weigh weigh, Look found) {
     bool over = shared.x < above_high, below = shared.x >= above_low;
     if (uniform(below && shared.low == shared.lowest)) return shared.lowest;
     if (uniform(!over && !below && found.listed <= CAPACITY)) {
-        ROLLED for (u32 i = thread_index(); i < found.listed; i += BLOCK) list.keys[i] = shared.wide->keys[i];
-        if (thread_index() == 0) list.count = found.listed;
-        barrier();
-        weigh_list(row);
-        u64 key = crossing(list, row.block, BY_KEY, weigh, shared.low, list.count, shared.low, shared.high, 0,
-                           shared.x - above_high);
+        load_listed(row, found.listed);
+        u64 key = crossing(list, row.block, BY_KEY, weigh, shared.low, shared.low, shared.high, shared.x - above_high).key;
         ROLLED for (u32 i = thread_index(); i < list.count; i += BLOCK)
-            if (list.keys[i] >= key) atomic_add((u64 *)&shared.mass[key_id(list.keys[i]) / SLICE], unpack_mass(list.masses[i]));
+            if (list.keys[i] >= key) atomic_add((u64 *)&shared.kept[key_id(list.keys[i]) / SLICE], unpack_mass(list.masses[i]));
         return key - 1;
     }
     if (thread_index() == 0) {

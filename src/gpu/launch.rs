@@ -160,7 +160,7 @@ impl<G: Gpu> Summaries<G> {
     }
 
     /// The first read of kernels/read.h: every slice's largest logit and, where the parameters (one for each row,
-    /// or one that the rows share) want it, its mass.
+    /// or one that the rows share) want it, its mass. `wide` is where a look at the rows will leave something, or 0.
     ///
     /// # Safety
     ///
@@ -171,6 +171,7 @@ impl<G: Gpu> Summaries<G> {
         logits: &Logits,
         params: &G::Memory,
         shared_params: bool,
+        wide: Argument,
     ) -> Result<()> {
         let per_block = (BLOCK / gpu.wave()) as usize;
         let each = slices(logits.vocab).div_ceil(per_block);
@@ -185,6 +186,7 @@ impl<G: Gpu> Summaries<G> {
             self.largest(),
             self.groups(),
             self.mass(),
+            wide,
         ];
         let kernel = Kernels::of(logits.dtype)?.slices;
         // SAFETY: the arguments are those of `slices_*`; the caller vouches for the addresses.

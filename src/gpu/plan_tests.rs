@@ -8,7 +8,7 @@
 //! launched, for waves of 32 and of 64.
 
 use super::launch::{Argument, Gpu, Logits, checked};
-use super::rows::{MAY_LEAVE, RETURN, Rows, State};
+use super::rows::{Rows, State};
 use super::{BLOCK, DeviceParams, slices, source};
 use crate::SamplingParams;
 use crate::params::{RowParams, TopKTopP};
@@ -17,7 +17,9 @@ use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 
 /// What [`Rows`] allocate, in this order.
-const NAMES: [&str; 6] = ["params", "positions", "largest", "groups", "mass", "wide"];
+const NAMES: [&str; 7] = [
+    "params", "positions", "largest", "groups", "mass", "kept", "wide",
+];
 const LOGITS: u64 = 1 << 60;
 const IDS: u64 = 1 << 61;
 
@@ -135,45 +137,42 @@ fn words(params: &[RowParams]) -> Vec<u64> {
     params.iter().flat_map(words).collect()
 }
 
-/// Four launches over 5,000 tokens (10 slices), of which two read the row by so many `blocks`.
-fn launches(rows: usize, blocks: usize, per_block: usize) -> [Value; 4] {
+/// Three launches over 5,000 tokens (10 slices), of which the first reads the row by so many `blocks`.
+fn launches(rows: usize, blocks: usize, per_block: usize) -> [Value; 3] {
     let address = |name| json!(["address", name]);
     let (logits, params) = (address("logits"), address("params"));
-    let [largest, groups, mass, wide] = ["largest", "groups", "mass", "wide"].map(address);
+    let [largest, groups, mass, kept, wide] =
+        ["largest", "groups", "mass", "kept", "wide"].map(address);
     let (stride, vocab) = (json!(["i64", 5003]), json!(["u32", 5000]));
-    let draw = |stage| {
-        json!({
-            "launch": "draw_bf16",
-            "grid": [rows, 1],
-            "arguments": [
-                logits, stride, vocab, params, address("positions"), largest, groups, mass, wide, ["u32", stage], address("ids")
-            ],
-        })
-    };
     [
         json!({
             "launch": "slices_bf16",
             "grid": [rows, blocks],
-            "arguments": [logits, stride, vocab, params, ["u32", 0], ["u32", blocks * per_block], largest, groups, mass],
+            "arguments": [logits, stride, vocab, params, ["u32", 0], ["u32", blocks * per_block], largest, groups, mass, wide],
         }),
-        draw(MAY_LEAVE),
         json!({
             "launch": "look_bf16",
-            "grid": [rows, blocks],
-            "arguments": [logits, stride, vocab, largest, mass, wide, ["u32", blocks]],
+            "grid": [rows, 10],
+            "arguments": [logits, stride, vocab, params, largest, groups, mass, kept, wide, ["u32", 10]],
         }),
-        draw(RETURN),
+        json!({
+            "launch": "draw_bf16",
+            "grid": [rows, 1],
+            "arguments": [
+                logits, stride, vocab, params, address("positions"), largest, groups, mass, kept, wide, ["u32", 1], address("ids")
+            ],
+        }),
     ]
 }
 
 #[test]
-fn a_draw_is_two_uploads_and_four_launches() {
+fn a_draw_is_two_uploads_and_three_launches() {
     // Waves of a block, each with a slice: 16 of 32 lanes, 8 of 64.
     for (wave, blocks, per_block) in [(32, 1, 16), (64, 2, 8)] {
         let gpu = Recorder::new(wave);
         let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
-        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 4 bytes, 8 bytes; and 3,616 words.
-        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 480, 30, 10_848]);
+        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 4 bytes, 8 bytes twice; and 3,616 words.
+        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 480, 30, 30, 10_848]);
         let params = params(&[7, 8, 9]);
         let logits = logits(DType::BF16, 3, 5000, 5003);
         draw(&mut rows, &gpu, &logits, &params, &[1, u64::MAX, 1 << 40]).unwrap();
@@ -208,8 +207,8 @@ fn two_launches_do_where_few_tokens_can_be_kept() {
     assert_eq!(kernels(5000, &few), ["slices_f32", "draw_f32"]);
     for many in [new().top_k(1537), new().top_p(0.9)] {
         let rows = [&few[..], &[many]].concat();
-        let four = ["slices_f32", "draw_f32", "look_f32", "draw_f32"];
-        assert_eq!(kernels(5000, &rows), four);
+        let three = ["slices_f32", "look_f32", "draw_f32"];
+        assert_eq!(kernels(5000, &rows), three);
         assert_eq!(kernels(3584, &rows), ["slices_f32", "draw_f32"]);
     }
 }
@@ -225,10 +224,9 @@ fn large_batches_read_several_slices_a_wave_and_look_with_fewer_blocks() {
         let grids = gpu.steps().into_iter().map(|step| step["grid"].clone());
         grids.filter(Value::is_array).collect()
     };
-    let grids_of =
-        |rows, reading, looking| [[rows, reading], [rows, 1], [rows, looking], [rows, 1]];
+    let grids_of = |rows, reading, looking| [[rows, reading], [rows, looking], [rows, 1]];
     // 297 slices are 19 blocks of 16 waves.
-    for (rows, reading, looking) in [(1, 19, 19), (64, 19, 16), (512, 10, 2), (5000, 1, 1)] {
+    for (rows, reading, looking) in [(1, 19, 32), (64, 19, 4), (512, 10, 1), (5000, 1, 1)] {
         assert_eq!(
             grids(rows),
             grids_of(rows, reading, looking).map(|grid| json!(grid))
@@ -312,7 +310,7 @@ fn kernels_take_what_they_are_given() {
         draw(&mut rows, &gpu, &logits, &params(&[1]), &[0]).unwrap();
         let steps = gpu.steps();
         let launches: Vec<_> = steps.iter().filter(|s| s["launch"].is_string()).collect();
-        assert_eq!(launches.len(), 4);
+        assert_eq!(launches.len(), 3);
         for launch in launches {
             let given = launch["arguments"].as_array().unwrap();
             let given: Vec<_> = given.iter().map(|x| x[0].as_str().unwrap()).collect();

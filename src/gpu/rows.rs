@@ -1,7 +1,7 @@
 //! A sampler's rows in device memory: parameters, positions, workspace.
 
 use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
-use super::{BLOCK, DeviceParams, slices};
+use super::{DeviceParams, slices};
 use crate::params::RowParams;
 use candle_core::Result;
 
@@ -21,7 +21,9 @@ pub(crate) struct Rows<G: Gpu> {
     positions: G::Memory,
     capacity: usize,
     summaries: Summaries<G>,
-    /// What one launch leaves for the next, of rows that take more than two.
+    /// u64, one a slice: masses above a place.
+    kept: G::Memory,
+    /// What the look at a row leaves for the draw.
     wide: G::Memory,
 }
 
@@ -37,13 +39,10 @@ pub(super) const CAPACITY: usize = 3584;
 /// Top-k up to here finds what it needs there, as in `kernels/sample.hip`.
 pub(super) const MAX_K_GATHERED: u32 = 1536;
 
-/// Blocks that look at rows again together: enough for large GPUs, and little to wait for where they find nothing to do.
-const LOOKING_BLOCKS: usize = 1024;
-
-/// Stages of `draw` in `kernels/sample.hip`.
-pub(super) const ALL: u32 = 0;
-pub(super) const MAY_LEAVE: u32 = 1;
-pub(super) const RETURN: u32 = 2;
+/// Blocks that look at rows again together, and at one of them. Each first finds out where to look, so they should not be more than a
+/// large GPU runs at once, nor more than it takes to read a row in one go.
+const LOOKING_BLOCKS: usize = 256;
+const LOOKING_BLOCKS_A_ROW: usize = 32;
 
 /// Whether so many tokens of the row may be kept that one block takes long to find out which.
 fn may_be_wide(params: &RowParams, vocab: usize) -> bool {
@@ -63,6 +62,7 @@ impl<G: Gpu> Rows<G> {
             positions: gpu.allocate(batch.max(1))?,
             capacity: batch,
             summaries: Summaries::new(gpu, batch, vocab)?,
+            kept: gpu.allocate((batch * slices(vocab)).max(1))?,
             wide: gpu.allocate(WIDE_WORDS * batch.max(1))?,
         })
     }
@@ -143,43 +143,48 @@ impl<G: Gpu> Rows<G> {
         let (vocab, rows) = (logits.vocab, logits.rows);
         let address = Argument::Address(logits.address);
         let stride = Argument::I64(logits.stride as i64);
+        let params_at = Argument::Address(G::address(&self.params));
+        let kept = Argument::Address(G::address(&self.kept));
         let wide = Argument::Address(G::address(&self.wide));
         // SAFETY: the caller vouches for the logits, and the summaries fit.
-        unsafe { self.summaries.read(gpu, logits, &self.params, false)? };
-        let draw = |stage| {
+        unsafe { self.summaries.read(gpu, logits, &self.params, false, wide)? };
+        let draw = |after_look: bool| {
             let arguments = [
                 address,
                 stride,
                 Argument::U32(vocab as u32),
-                Argument::Address(G::address(&self.params)),
+                params_at,
                 Argument::Address(G::address(&self.positions)),
                 self.summaries.largest(),
                 self.summaries.groups(),
                 self.summaries.mass(),
+                kept,
                 wide,
-                Argument::U32(stage),
+                Argument::U32(u32::from(after_look)),
                 Argument::Address(ids),
             ];
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*`.
             unsafe { gpu.launch(kernels.draw, [rows, 1], &arguments) }
         };
         if !params.iter().any(|row| may_be_wide(row, vocab)) {
-            return draw(ALL);
+            return draw(false);
         }
-        let most = slices(vocab).div_ceil((BLOCK / gpu.wave()) as usize);
+        let most = LOOKING_BLOCKS_A_ROW.min(slices(vocab));
         let blocks = (LOOKING_BLOCKS / rows).clamp(1, most);
         let arguments = [
             address,
             stride,
             Argument::U32(vocab as u32),
+            params_at,
             self.summaries.largest(),
+            self.summaries.groups(),
             self.summaries.mass(),
+            kept,
             wide,
             Argument::U32(blocks as u32),
         ];
-        draw(MAY_LEAVE)?;
         // SAFETY: as for `draw`; the arguments are those of `look_*`.
         unsafe { gpu.launch(kernels.look, [rows, blocks], &arguments)? };
-        draw(RETURN)
+        draw(true)
     }
 }

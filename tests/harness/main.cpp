@@ -88,22 +88,19 @@ static void sample(FILE *file, const Case &c) {
     const T *first = logits + c.offset;
     // A slice a wave, or several.
     u32 blocks = one_launch ? ceil_div(slices, SLICES_PER_BLOCK) : 1, step = blocks * SLICES_PER_BLOCK;
-    launch(c.rows, blocks, [&] { Kernels<T>::slices(first, c.stride, c.vocab, params, 0, step, largest, groups, mass); });
-    Buffer<u64> wide((u64)c.rows * WIDE_WORDS);
-    auto draw = [&](Stage stage) {
-        launch(c.rows, 1, [&] {
-            Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, wide, stage, ids);
+    Buffer<u64> kept(c.rows * slices), wide((u64)c.rows * WIDE_WORDS);
+    launch(c.rows, blocks,
+           [&] { Kernels<T>::slices(first, c.stride, c.vocab, params, 0, step, largest, groups, mass, wide); });
+    // The look at rows that may be wide is two blocks' work, or left to the block that draws.
+    u32 looking = one_launch ? 0 : 2;
+    if (looking) {
+        launch(c.rows, looking, [&] {
+            Kernels<T>::look(first, c.stride, c.vocab, params, largest, groups, mass, kept, wide, looking);
         });
-    };
-    // Rows that take more than one look: by one block in one launch, or with the first look by two.
-    if (one_launch) {
-        draw(ALL);
-    } else {
-        u32 looking = 2;
-        draw(MAY_LEAVE);
-        launch(c.rows, looking, [&] { Kernels<T>::look(first, c.stride, c.vocab, largest, mass, wide, looking); });
-        draw(RETURN);
     }
+    launch(c.rows, 1, [&] {
+        Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, ids);
+    });
     write(ids);
     write(positions);
 }
@@ -118,7 +115,7 @@ static void softmax(FILE *file, const Case &c) {
     Buffer<T> out((u64)c.rows * c.vocab);
     const T *first = logits + c.offset;
     u32 blocks = ceil_div(slices, SLICES_PER_BLOCK), step = blocks * SLICES_PER_BLOCK;
-    launch(c.rows, blocks, [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, step, largest, groups, mass); });
+    launch(c.rows, blocks, [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, step, largest, groups, mass, nullptr); });
     float scale = params[0].scale, inverse = params[0].inverse;
     launch(c.rows * ceil_div(slices, SLICES_PER_WRITER), 1,
            [&] { Kernels<T>::softmax(first, c.vocab, scale, inverse, largest, mass, out); });

@@ -60,7 +60,7 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
         // SAFETY: the logits and the output are where the guards keep them, the rest was made here; the arguments are those
         // of `softmax_*` in kernels/softmax.hip.
         unsafe {
-            summaries.read(&gpu, &logits, &params, true)?;
+            summaries.read(&gpu, &logits, &params, true, Argument::Address(0))?;
             gpu.launch(Kernels::of(logits.dtype)?.softmax, [writers, 1], &arguments)?;
         }
     }
