@@ -62,12 +62,7 @@ DEVICE u64 weight_of(const Candidates &list, u32 i, Weigh weigh) {
     return weigh == BY_COUNT ? 1 : unpack_mass(list.masses[i]);
 }
 
-// Of some tokens.
-struct Total {
-    u64 mass;
-    u32 count;
-};
-
+// What the candidates above `low` weigh.
 DEVICE u64 mass_above(const Candidates &list, Block &b, u64 low) {
     u64 sum = 0;
     ROLLED for (u32 i = thread_index(); i < uniform(list.count); i += BLOCK) sum += list.keys[i] > low ? unpack_mass(list.masses[i]) : 0;

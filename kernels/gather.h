@@ -86,7 +86,7 @@ DEVICE bool gather(Row<T> &row, float bound) {
         u32 mask = 0;
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 lane = start + q * BLOCK + thread_index();
-            four[q] = read_four(logits_of(row), row.shared->vocab, lane < lanes ? first_of(groups[lane / 4], lane) : row.shared->vocab);
+            four[q] = read_four(logits_of(row), row.shared->vocab, lane < lanes ? groups[lane / 4] * GROUP + lane % 4 * 4 : row.shared->vocab);
         }
         // What is not there is -inf.
         UNROLL for (u32 i = 0; i < AT_ONCE * 4; i++) mask |= (u32)(widen(four[i / 4].x[i % 4]) >= bound) << i;
@@ -95,7 +95,7 @@ DEVICE bool gather(Row<T> &row, float bound) {
         UNROLL for (u32 i = 0; i < AT_ONCE * 4; i++) {
             u32 lane = start + i / 4 * BLOCK + thread_index();
             if (mask >> i & 1 && at < CAPACITY)
-                list.keys[at++] = key_of(widen(four[i / 4].x[i % 4]), first_of(groups[lane / 4], lane) + i % 4);
+                list.keys[at++] = key_of(widen(four[i / 4].x[i % 4]), groups[lane / 4] * GROUP + lane % 4 * 4 + i % 4);
         }
     }
     barrier();

@@ -8,16 +8,9 @@
 // What a look needs of shared memory, in words: two halves of each slice's mass, and the groups to read.
 #define LOOK_WORDS (2 * CHUNK + CHUNK * GROUPS / 2)
 
-// What a look finds: the tokens above its two places, and how many are between. Those are in row.wide, if they fit.
-struct Look {
-    Total low, high;
-    u32 listed;
-};
-
-DEVICE Look look_of_others(const GLOBAL Wide *wide) {
-    u64 counts = wide->counts;
-    return {{wide->masses[0], (u32)counts}, {wide->masses[1], (u32)(counts >> 32)}, wide->listed};
-}
+// If so many groups of a slice are to be read, all are: as a slice is read, four tokens a lane and all lanes' next to each other.
+#define DENSE 16u
+#define ALL_OF_SLICE 0x8000u
 
 // A place in the order, as one slice sees it: its tokens above the place are those with a larger logit than `threshold`, less, in the
 // slice of the place itself, those that tie with it and have ids from `ties` on.
@@ -33,46 +26,53 @@ DEVICE Cut cut_of(u64 place, u32 j) {
     return {key_previous(place), key_logit(place), id < first + SLICE ? id : NO_TIES};
 }
 
-DEVICE bool is_above(Cut cut, float z, u32 id) { return z > cut.threshold && !(z == cut.logit && id >= cut.ties); }
-
-// What a lane has found in a group: a bit for each of its tokens between the places and for each above both; masses above either.
+// What a lane has found: a bit for each of its tokens above the low place and for each above the high one, and what the latter weigh.
 struct Found {
-    u32 between, high;
-    u32 mass_between, mass_high;  // in the slice's unit, or the row's where that is coarser
+    u32 low, high;
+    u32 mass;  // in the slice's unit, or the row's where that is coarser
 };
 
-// Lists a group's tokens between the places, and sums what is above them.
-template <typename T>
-DEVICE Found look_at_group(Seen &seen, u32 group, SliceScale s, Shift shift) {
-    Four<T> four[GROUP / 4];
-    UNROLL for (u32 q = 0; q < GROUP / 4; q++)
-        four[q] = read_four((const T *)seen.logits, seen.vocab, group < seen.slices * GROUPS ? first_of(group, q) : seen.vocab);
-    u32 j = group / GROUPS;
-    Cut lower = cut_of(seen.low, j), upper = cut_of(seen.high, j);
-    Found found = {0, 0, 0, 0};
+// The id of a lane's token i: it has four from `first` on, four from `apart` further on, and so on.
+DEVICE u32 id_of(u32 first, u32 apart, u32 i) { return first + i / 4 * apart + i % 4; }
+
+// 16 tokens of one slice. `ties` is known to the compiler, because few slices have any and the others should not ask.
+template <typename T, bool ties>
+DEVICE Found find(const Four<T> *four, u32 first, u32 apart, SliceScale s, u32 shift, Cut lower, Cut upper) {
+    Found found = {0, 0, 0};
     UNROLL for (u32 i = 0; i < GROUP; i++) {
         float z = widen(four[i / 4].x[i % 4]);
-        u32 id = first_of(group, i / 4) + i % 4, w = weight(s, z) >> shift.right;
-        bool low = is_above(lower, z, id), high = is_above(upper, z, id);
-        found.between |= low && !high ? 1u << i : 0;
+        u32 w = weight(s, z) >> shift;
+        bool low = z > lower.threshold, high = z > upper.threshold;
+        if (ties) {
+            u32 id = id_of(first, apart, i);
+            low = low && !(id >= lower.ties && z == lower.logit);
+            high = high && !(id >= upper.ties && z == upper.logit);
+        }
+        found.low |= low ? 1u << i : 0;
         found.high |= high ? 1u << i : 0;
-        found.mass_between += low && !high ? w : 0;
-        found.mass_high += high ? w : 0;
-    }
-    if (!s.some) found.mass_between = found.mass_high = 0;
-    if (vote(found.between != 0)) {
-        u32 at = claim_on_device((u32 *)&seen.wide->listed, count_bits(found.between));
-        UNROLL for (u32 i = 0; i < GROUP; i++)
-            if (found.between >> i & 1 && at < CAPACITY)
-                seen.wide->keys[at++] = key_of(widen(four[i / 4].x[i % 4]), first_of(group, i / 4) + i % 4);
+        found.mass += high ? w : 0;
     }
     return found;
+}
+
+// Lists those tokens of a lane that have a bit, and sums what they weigh. They are few, and to read them again is less than to keep all of
+// them in registers.
+template <typename T>
+DEVICE u32 list_between(const Seen &seen, u32 bits, u32 first, u32 apart, SliceScale s, u32 shift) {
+    u32 at = claim_on_device((u32 *)&seen.wide->tally.listed, count_bits(bits)), sum = 0;
+    ROLLED for (; bits; bits &= bits - 1) {
+        u32 id = id_of(first, apart, lowest_bit(bits));
+        float z = widen(((const T *)seen.logits)[id]);
+        sum += weight(s, z) >> shift;
+        if (at < CAPACITY) seen.wide->keys[at++] = key_of(z, id);
+    }
+    return sum;
 }
 
 // This block's part of a look at the places seen.low and seen.high: the slices from `first` to before `last`. Counts and sums the tokens
 // above; leaves each slice's mass above the high place in row.kept. `room` is LOOK_WORDS of shared memory.
 template <typename T>
-DEVICE Look look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
+DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
     u32 *sums = room;
     u16 *hits = (u16 *)(room + 2 * CHUNK);
     u64 totals[3] = {0, 0, 0};
@@ -81,6 +81,7 @@ DEVICE Look look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
         if (thread_index() < CHUNK) sums[thread_index()] = sums[CHUNK + thread_index()] = 0;
         if (thread_index() == 0) seen.hits = 0;
         barrier();
+        // Eight lanes have a slice's groups.
         u32 lanes = slices * (GROUPS / 4);
         ROLLED for (u32 start = wave_index() * WAVE; start < lanes; start += BLOCK) {
             u32 lane = start + lane_index(), at = lane < lanes ? begin * GROUPS + lane * 4 : 0, mask = 0;
@@ -88,25 +89,42 @@ DEVICE Look look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
             float threshold = cut_of(seen.low, at / GROUPS).threshold;
             UNROLL for (u32 c = 0; c < 4; c++) mask |= (u32)(four.x[c] > threshold && lane < lanes) << c;
             if (!vote(mask != 0)) continue;
+            u32 of_slice = count_bits(mask), all = 0;
+            UNROLL for (u32 other = 1; other < GROUPS / 4; other *= 2) of_slice += shuffle_xor(of_slice, other);
+            if (of_slice >= DENSE) {
+                mask = 15;
+                all = ALL_OF_SLICE;
+            }
             at = claim(&seen.hits, count_bits(mask));
-            ROLLED for (; mask; mask &= mask - 1) hits[at++] = (u16)(lane * 4 + lowest_bit(mask));
+            ROLLED for (; mask; mask &= mask - 1) hits[at++] = (u16)((lane * 4 + lowest_bit(mask)) | all);
         }
         barrier();
         u32 count = uniform(seen.hits);
         ROLLED for (u32 start = wave_index() * WAVE; start < count; start += BLOCK) {
             // Lanes without a group read what is not there.
             bool some = start + lane_index() < count;
-            u32 group = some ? hits[start + lane_index()] : 0, j = begin + group / GROUPS;
+            u32 hit = some ? hits[start + lane_index()] : 0, group = hit & ~ALL_OF_SLICE, in_chunk = group / GROUPS, j = begin + in_chunk;
+            bool all = hit & ALL_OF_SLICE;
+            u32 id = j * SLICE + group % GROUPS * (all ? 4 : GROUP), apart = all ? SLICE / 4 : 4;
+            Four<T> four[GROUP / 4];
+            UNROLL for (u32 q = 0; q < GROUP / 4; q++)
+                four[q] = read_four((const T *)seen.logits, seen.vocab, some ? id + q * apart : seen.vocab);
             SliceScale s = scale_of(seen, j);
             Shift shift = shift_of(s, seen.unit);
-            Found found = look_at_group<T>(seen, some ? begin * GROUPS + group : seen.slices * GROUPS, s, shift);
-            if (found.mass_high) {
-                atomic_add(&sums[group / GROUPS], found.mass_high & 0xffffu);
-                atomic_add(&sums[CHUNK + group / GROUPS], found.mass_high >> 16);
+            Cut lower = cut_of(seen.low, j), upper = cut_of(seen.high, j);
+            Found found = vote(lower.ties != NO_TIES || upper.ties != NO_TIES)
+                              ? find<T, true>(four, id, apart, s, shift.right, lower, upper)
+                              : find<T, false>(four, id, apart, s, shift.right, lower, upper);
+            u32 between = found.low & ~found.high, mass = 0;
+            if (vote(between != 0)) mass = list_between<T>(seen, between, id, apart, s, shift.right);
+            if (!s.some) found.mass = mass = 0;
+            if (found.mass) {
+                atomic_add(&sums[in_chunk], found.mass & 0xffffu);
+                atomic_add(&sums[CHUNK + in_chunk], found.mass >> 16);
             }
-            totals[0] += count_bits(found.between | found.high) | (u64)count_bits(found.high) << 32;
-            totals[1] += ((u64)found.mass_between + found.mass_high) << shift.left;
-            totals[2] += (u64)found.mass_high << shift.left;
+            totals[0] += count_bits(found.low) | (u64)count_bits(found.high) << 32;
+            totals[1] += ((u64)mass + found.mass) << shift.left;
+            totals[2] += (u64)found.mass << shift.left;
         }
         barrier();
         if (thread_index() < slices) {
@@ -116,5 +134,5 @@ DEVICE Look look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
         }
     }
     block_sums<3>(b, totals);
-    return {{totals[1], (u32)totals[0]}, {totals[2], (u32)(totals[0] >> 32)}, 0};
+    return {totals[0], {totals[1], totals[2]}, 0, true};
 }

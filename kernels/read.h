@@ -23,8 +23,25 @@ DEVICE bool wants_groups(const RowParams &p, u32 vocab) { return !uniform(p.flag
 
 // Before others add to it.
 DEVICE void forget(GLOBAL Wide *wide) {
-    wide->listed = 0;
-    wide->counts = wide->masses[0] = wide->masses[1] = 0;
+    wide->tally.listed = 0;
+    wide->tally.counts = wide->tally.masses[0] = wide->tally.masses[1] = 0;
+}
+
+// What the lane at a distance of `mask` does not keep.
+DEVICE float exchange(float keep, float give, u32 mask) { return larger(keep, float_of(shuffle_xor(bits_of(give), mask))); }
+
+// A group's 16 tokens are in four lanes, which have four groups (in waves of 64, two): each ends up with one.
+DEVICE void write_groups(const float *four, float *groups) {
+    bool odd = lane_index() & 1, high = lane_index() & 2;
+    if (WAVE == 32) {
+        float a = exchange(high ? four[2] : four[0], high ? four[0] : four[2], 2);
+        float b = exchange(high ? four[STEPS / 4 - 1] : four[1], high ? four[1] : four[STEPS / 4 - 1], 2);
+        groups[lane_index() % 4 * 8 + lane_index() / 4] = exchange(odd ? b : a, odd ? a : b, 1);
+    } else {
+        float most = exchange(high ? four[1] : four[0], high ? four[0] : four[1], 2);
+        most = exchange(most, most, 1);
+        if (!odd) groups[lane_index() % 4 * 8 + lane_index() / 4] = most;
+    }
 }
 
 // A wave takes every `step`-th slice. What hides the time that reads take is the number of waves: 48 of 32 lanes do it where 32 did not,
@@ -43,13 +60,14 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
     ROLLED for (; j < slices; j += step) {
         float z[STEPS];
         load_slice(logits, vocab, j, z);
-        float mine = largest_of_lane(z), most = wave_largest(mine);
-        u64 at = (u64)row * slices + j;
-        if (with_groups) {
-            // In waves of 64 two lanes have a group's tokens.
-            if (WAVE > GROUPS) mine = larger(mine, float_of(shuffle_xor(bits_of(mine), GROUPS)));
-            if (lane_index() < GROUPS) groups[at * GROUPS + lane_index()] = mine;
+        float four[STEPS / 4], most = NEG_INF;
+        UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
+            four[v] = larger(larger(z[4 * v], z[4 * v + 1]), larger(z[4 * v + 2], z[4 * v + 3]));
+            most = larger(most, four[v]);
         }
+        most = wave_largest(most);
+        u64 at = (u64)row * slices + j;
+        if (with_groups) write_groups(four, groups + at * GROUPS);
         u64 sum = 0;
         if (with_mass) {
             SliceScale s = slice_scale(scale, most, NEGLIGIBLE);

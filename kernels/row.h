@@ -6,11 +6,9 @@
 #include "candidates.h"
 
 #define INVALID_TOKEN 0xffffffffu
-// The first read leaves the largest logit of each group of 16 tokens, too: group g of a slice is what lane g of a wave of 32 reads, from
-// g·4 on four tokens in each quarter of the slice.
+// The first read leaves the largest logit of each group of 16 tokens, too.
 #define GROUPS 32u
 #define GROUP (SLICE / GROUPS)
-#define QUARTER (SLICE / 4)
 
 // What one launch has worked out, and the next would need again.
 struct State {
@@ -27,16 +25,23 @@ struct State {
     u64 above_bottom, above_ceiling;
     u32 weigh;  // what is sought; neither, if nothing
     u32 looks;  // that have not told it
-    u32 known, aimed;
+    u32 known;
+    u32 unused;
+};
+
+// What a look finds: how many tokens are above the low pivot (above the high one, in the upper half), their masses, and how many are between.
+// These are in row.wide, if they fit.
+struct Tally {
+    u64 counts;
+    u64 masses[2];
+    u32 listed;
+    u32 looked;  // whether somebody has looked at the row
 };
 
 // What the launch that looks at rows leaves for the one that draws, in device memory.
 struct Wide {
     State state;
-    u32 looked;  // whether it has looked at the row
-    u32 listed;  // tokens between the pivots, if above CAPACITY some are missing
-    u64 counts;  // above the low pivot, and above the high one in the upper half
-    u64 masses[2];
+    Tally tally;
     u64 keys[CAPACITY];
 };
 // The host's room for it.
@@ -55,6 +60,7 @@ struct Division {
 
 // A row for a block, in shared memory.
 struct Seen : State {
+    Tally tally;
     const GLOBAL void *logits;
     u32 vocab, slices;
     const GLOBAL float *largest;  // of each slice
@@ -78,9 +84,6 @@ struct Shared : Seen {
     u32 slice_count, group_count;
     u64 result[2];
 };
-
-// The first of the four tokens of a group that a lane reads.
-DEVICE u32 first_of(u32 group, u32 lane) { return group / GROUPS * SLICE + lane % 4 * QUARTER + group % GROUPS * 4; }
 
 // What a thread holds of it; the rest is in shared memory, because registers are short.
 template <typename T>
@@ -116,10 +119,12 @@ DEVICE void weigh_list(Row<T> &row) {
 }
 
 // A slice's share of the row's mass.
-DEVICE u64 share_of(const Seen &seen, u32 j) {
-    SliceScale s = scale_of(seen, j);
-    return s.some ? to_row_units(s, seen.mass[j], seen.unit) : 0;
+DEVICE u64 share(const Seen &seen, float largest, u64 mass) {
+    SliceScale s = slice_scale(seen.scale, largest, NEGLIGIBLE);
+    return s.some ? to_row_units(s, mass, seen.unit) : 0;
 }
+
+DEVICE u64 share_of(const Seen &seen, u32 j) { return share(seen, seen.largest[j], seen.mass[j]); }
 
 // Four tokens of slice `j` a thread, for the first threads of the block; -inf for the others.
 template <typename T>

@@ -11,18 +11,22 @@
 #include "read.h"
 #include "search.h"
 
-// Up to this many tokens, and not many more than seven eighths of the slices, are bounded by the slices' largest logits.
+// Up to this many tokens, and not more than seven eighths of the slices, are bounded by the slices' largest logits.
 #define MAX_K_BY_SLICES 160u
-// Up to this many are surely gathered, beyond perhaps not.
-#define MAX_K_GATHERED 1536u
+// For a list of all kept tokens, if the search says that the list is long enough: others than the k-th may be sought among them.
+#define MAX_K_LISTED 1536u
 
 // What a finite logit is at least.
 #define LOWEST_LOGIT unrank((u32)(LOWEST_KEY >> 32) + 1)
 
+DEVICE bool is_bounded_by_slices(u32 top_k, u32 vocab) {
+    return uniform(top_k <= MAX_K_BY_SLICES && top_k * 8 <= (vocab + SLICE - 1) / SLICE * 7);
+}
+
 // Rows of which `look` finds out what to keep, before they are drawn from.
 DEVICE bool may_be_wide(const RowParams &p, u32 vocab) {
     if (vocab <= CAPACITY || uniform(p.flags & GREEDY)) return false;
-    return has_top_k(p, vocab) ? uniform(p.top_k > MAX_K_GATHERED) : has_top_p(p);
+    return has_top_k(p, vocab) ? !is_bounded_by_slices(p.top_k, vocab) : has_top_p(p);
 }
 
 // The block's copy of where the row is, and of its parameters.
@@ -64,13 +68,13 @@ DEVICE void measure(Seen &seen, u64 top) {
     seen.least = least > LOWEST_KEY ? least : LOWEST_KEY;
     seen.weigh = NEITHER;
     seen.place = seen.kept_above = LOWEST_KEY;
-    seen.aimed = false;
     seen.whole = 0;
 }
 
-DEVICE u64 whole_of(const Seen &seen, Block &b) {
-    u64 sum = 0;
-    ROLLED for (u32 j = thread_index(); j < seen.slices; j += BLOCK) sum += share_of(seen, j);
+// The row's mass; of slice thread_index(), where there is one, the largest logit and the mass are known.
+DEVICE u64 whole_of(const Seen &seen, Block &b, float largest, u64 mass) {
+    u64 sum = share(seen, largest, mass);
+    ROLLED for (u32 j = thread_index() + BLOCK; j < seen.slices; j += BLOCK) sum += share_of(seen, j);
     return block_sum(b, sum);
 }
 
@@ -92,13 +96,11 @@ template <typename T>
 DEVICE float bound_of(Row<T> &row) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    bool by_k = has_top_k(p, shared.vocab);
     float bound = NEG_INF;
-    if (by_k && uniform(p.top_k <= MAX_K_BY_SLICES && p.top_k * 8 <= shared.slices * 7)) {
-        bound = kth_slice(row, p.top_k);
-    } else if (uniform(shared.vocab <= CAPACITY)) {
+    if (uniform(shared.vocab <= CAPACITY))
         bound = LOWEST_LOGIT;
-    }
+    else if (has_top_k(p, shared.vocab) && is_bounded_by_slices(p.top_k, shared.vocab))
+        bound = kth_slice(row, p.top_k);
     // What p is a share of may include what min-p refuses.
     float least = key_logit(shared.top) + p.min_p_offset;
     if (least > bound && !is_renormalised(p, shared.vocab)) {
@@ -115,20 +117,15 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
     const RowParams &p = shared.params;
     u32 *room = shared.list.masses, weigh = has_top_k(p, shared.vocab) ? BY_COUNT : BY_MASS, id;
     static_assert(ROOM_WORDS <= CAPACITY, "the masses' room is enough");
-    bool estimated = false;
-    float bound = NEG_INF;
-    Look found = {{0, 0}, {0, 0}, 0};
-    if (looked) {
-        found = look_of_others(shared.wide);
-        if (uniform(found.high.count == 0 && found.listed <= CAPACITY)) {
-            load_listed(row, found.listed);
-            if (draw_from_list(row, p, true, shared.low, &id)) return id;
-        }
+    if (looked && uniform(shared.tally.counts >> 32 == 0 && shared.tally.listed <= CAPACITY)) {
+        load_listed(row);
+        if (draw_from_list(row, p, true, shared.low, &id)) return id;
     }
-    if (!looked || has_min_p(p)) bound = bound_of(row);
+    if (!looked || has_min_p(p)) {
+        float bound = bound_of(row);
+        if (uniform(bound > NEG_INF) && gather(row, bound) && draw_from_list(row, p, false, below_logit(bound), &id)) return id;
+    }
     for (;;) {
-        if (uniform(bound > NEG_INF) && gather(row, bound) && draw_from_list(row, p, estimated, below_logit(bound), &id)) return id;
-        bound = NEG_INF;
         bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !has_top_p(p)));
         if (done) {
             // What min-p refuses is left to be done.
@@ -136,7 +133,6 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
             barrier();
             if (uniform(shared.low == shared.kept_above && shared.low != LOWEST_KEY)) break;
         } else if (!looked) {
-            bool first = uniform(shared.weigh == NEITHER);
             if (uniform(shared.weigh != weigh)) {
                 // The nucleus is that of the whole row, or of the top k, which have been found then.
                 u64 lowest = LOWEST_KEY, of = shared.whole;
@@ -148,29 +144,28 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
                 if (thread_index() == 0) begin(shared, p, (Weigh)weigh, lowest, of);
                 barrier();
             }
-            if (uniform(shared.looks >= LOOKS_BY_SAMPLE)) {
+            if (uniform(shared.looks < LOOKS_BY_SAMPLE))
+                aim<T, false>(shared, row.block, room, (Weigh)weigh);
+            else
                 aim_at_thirds(shared);
-            } else if (!uniform(shared.aimed) && aim<T, false>(shared, row.block, room, (Weigh)weigh) <= ENOUGH && first) {
-                bound = key_logit(shared.low);
-                estimated = bound > LOWEST_LOGIT;
-                if (!estimated) bound = LOWEST_LOGIT;
-                continue;
-            }
         }
         if (!looked) {
-            if (thread_index() == 0) shared.wide->listed = 0;
+            if (thread_index() == 0) shared.wide->tally.listed = 0;
             barrier();
-            found = look_at<T>(shared, row.block, room, 0, shared.slices);
-            found.listed = shared.wide->listed;
+            Tally found = look_at<T>(shared, row.block, room, 0, shared.slices);
+            if (thread_index() == 0) {
+                shared.tally = found;
+                shared.tally.listed = shared.wide->tally.listed;
+            }
+            barrier();
         }
         looked = false;
         if (done) break;
-        u64 place = judge(row, (Weigh)weigh, found);
+        u64 place = judge(row, (Weigh)weigh);
         if (uniform(place == AGAIN)) continue;
         if (thread_index() == 0) {
             shared.kept_above = place;
             if (place > shared.place) shared.place = place;
-            shared.aimed = false;
         }
         barrier();
         weigh++;
@@ -199,12 +194,13 @@ DEVICE bool draw_at_once(Row<T> &row, u32 *id) {
         *id = draw_by_slices(row, true, 0);
         return true;
     }
-    u64 whole = whole_of(shared, row.block);
+    u64 whole = whole_of(shared, row.block, row.mine, thread_index() < shared.slices ? shared.mass[thread_index()] : 0);
     if (thread_index() == 0) shared.whole = whole;
     return false;
 }
 
 #define STATE_WORDS (sizeof(State) / 8)
+#define TALLY_WORDS (sizeof(Tally) / 8)
 
 template <typename T>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
@@ -212,9 +208,8 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     SHARED Shared shared;
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     Row<T> row = {&shared, {&shared.scratch, 0}, t < slices ? largest[(u64)index * slices + t] : NEG_INF};
-    bool looked = after_look && uniform(wide_of(wide, index)->looked);
     place_row(shared, logits, stride, vocab, params, largest, groups, mass, kept, wide);
-    if (looked && t < STATE_WORDS) ((u64 *)(State *)&shared)[t] = ((const GLOBAL u64 *)wide_of(wide, index))[t];
+    if (after_look && t < STATE_WORDS + TALLY_WORDS) ((u64 *)(State *)&shared)[t] = ((const GLOBAL u64 *)wide_of(wide, index))[t];
     // One of the last wave, which waits for the others.
     if (t == BLOCK - 1) {
         shared.id = (GLOBAL u32 *)(ids + index);
@@ -224,6 +219,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }
     barrier();
     u32 id;
+    bool looked = after_look && uniform(shared.tally.looked);
     if (looked || !draw_at_once(row, &id)) id = draw_filtered(row, looked);
     if (t == 0) {
         *shared.id = id;
@@ -241,41 +237,44 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     GLOBAL Wide *mine = wide_of(wide, index);
     const RowParams &p = params[index];
-    largest += (u64)index * slices;
+    // Asked for before anything is known, lest it be waited for one after the other.
+    float my_largest = t < slices ? largest[(u64)index * slices + t] : NEG_INF;
+    u64 my_mass = t < slices ? mass[(u64)index * slices + t] : 0;
     bool looks = may_be_wide(p, vocab);
     u64 top = 0;
     if (looks) {
-        place_row(seen, logits, stride, vocab, params, largest - (u64)index * slices, groups, mass, kept, wide);
-        top = first_slice(largest, slices, t < slices ? largest[t] : NEG_INF, block);
+        place_row(seen, logits, stride, vocab, params, largest, groups, mass, kept, wide);
+        top = first_slice(largest + (u64)index * slices, slices, my_largest, block);
         float most = key_logit(top);
         looks = top != ~(u64)0 && most > NEG_INF && most < POS_INF && measured_from({0.0f, p.scale, p.inverse}, most).base == 0.0f;
     }
     if (!uniform(looks)) {
         // No token, or no sums yet: `draw` will see.
-        if (t == 0 && block_index_y() == 0) mine->looked = false;
+        if (t == 0 && block_index_y() == 0) mine->tally.looked = false;
         return;
     }
     if (t == 0) measure(seen, top);
     barrier();
     Weigh weigh = has_top_k(p, vocab) ? BY_COUNT : BY_MASS;
-    u64 whole = wants_mass(p, vocab) ? whole_of(seen, block) : 0;
+    u64 whole = wants_mass(p, vocab) ? whole_of(seen, block, my_largest, my_mass) : 0;
     if (t == 0) {
         seen.whole = whole;
         begin(seen, seen.params, weigh, LOWEST_KEY, whole);
     }
     barrier();
-    // If they are few, all is listed.
-    if (aim<T, true>(seen, block, room, weigh) <= FEW / 4 * 3 && t == 0) seen.high = seen.ceiling;
+    // If they are few, or what is sought next is sought among them, all is listed.
+    u32 most = weigh == BY_COUNT && p.top_k <= MAX_K_LISTED ? ENOUGH : FEW / 4 * 3;
+    if (aim<T, true>(seen, block, room, weigh) <= most && t == 0) seen.high = seen.ceiling;
     u32 each = (slices + blocks - 1) / blocks, first = block_index_y() * each;
-    Look found = look_at<T>(seen, block, room, first, first + each < slices ? first + each : slices);
+    Tally found = look_at<T>(seen, block, room, first, first + each < slices ? first + each : slices);
     if (t == 0) {
-        atomic_add_on_device((u64 *)&mine->counts, found.low.count | (u64)found.high.count << 32);
-        atomic_add_on_device((u64 *)&mine->masses[0], found.low.mass);
-        atomic_add_on_device((u64 *)&mine->masses[1], found.high.mass);
+        atomic_add_on_device((u64 *)&mine->tally.counts, found.counts);
+        atomic_add_on_device((u64 *)&mine->tally.masses[0], found.masses[0]);
+        atomic_add_on_device((u64 *)&mine->tally.masses[1], found.masses[1]);
     }
     if (block_index_y()) return;
     if (t < STATE_WORDS) ((GLOBAL u64 *)mine)[t] = ((const u64 *)(State *)&seen)[t];
-    if (t == 0) mine->looked = true;
+    if (t == 0) mine->tally.looked = true;
 }
 
 #define SAMPLE_KERNELS(name, T)                                                                                       \

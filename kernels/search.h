@@ -4,12 +4,12 @@
 #pragma once
 #include "look.h"
 
-// The sample: of so many reads of four tokens a thread, spread over the row; of more where the row is so long that they would be more than
-// so far apart, because the list between the pivots does not grow with the row.
+// The sample: groups of 16 tokens, spread over the row, at first half of them. They are so many reads of four tokens a thread, or more where the
+// row is so long that the groups would be further apart than this, because the list between the pivots does not grow with the row.
 #define SAMPLE_READS 8u
 #define COARSEST 16u
-#define SAMPLE_AT_ONCE 4u
-#define SAMPLE_BINS (4u * BLOCK)
+#define SAMPLE_BINS (BINS_A_THREAD * BLOCK)
+#define BINS_A_THREAD 4u
 // What a search needs of shared memory, in words: the bins, and one a lane for tokens that belong to none.
 #define AIM_WORDS (SAMPLE_BINS + WAVE)
 #define ROOM_WORDS (LOOK_WORDS > AIM_WORDS ? LOOK_WORDS : AIM_WORDS)
@@ -49,11 +49,25 @@ DEVICE void divide(Division &d, float most, float each, u64 low, u64 high) {
     d = {most, each, each > 0.0f ? 1.0f / each : 0.0f, low, high, bits > most_bits ? bits - most_bits : 0};
 }
 
+template <u32 count, typename T>
+DEVICE void read_sample(Four<T> *four, const T *logits, u32 vocab, u32 id, u32 stride) {
+    UNROLL for (u32 q = 0; q < count; q++) four[q] = read_four(logits, vocab, id + q * stride);
+}
+
 // Sets the pivots around the place that is sought, as near as a sample tells, and says about how many tokens are above the lower one. All
 // blocks that look at a row do it, and get the same. `first`: the place may be anywhere in the row. `bins` is AIM_WORDS of shared memory.
 template <typename T, bool first>
 DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
     const T *logits = (const T *)seen.logits;
+    u32 groups = (seen.vocab + GROUP - 1) / GROUP, step = (groups + BLOCK * SAMPLE_READS / 4 - 1) / (BLOCK * SAMPLE_READS / 4);
+    step = step < COARSEST ? step : COARSEST;
+    // Four lanes read a group.
+    u32 id = thread_index() / 4 * (2 * step * GROUP) + thread_index() % 4 * 4, stride = BLOCK / 4 * (2 * step * GROUP);
+    // The search that others have begun is rare, and registers are short there.
+    constexpr u32 at_once = first ? SAMPLE_READS / 2 : 1;
+    Four<T> four[at_once];
+    read_sample<at_once>(four, logits, seen.vocab, id, stride);
+
     float most = key_logit(seen.top), each;
     SliceScale s = slice_scale(seen.scale, most, NEGLIGIBLE);
     Division &d = seen.division;
@@ -70,61 +84,61 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
         each = (float)SAMPLE_BINS / (orders < 32.0f ? orders : 32.0f) * seen.scale.scale;
     }
     if (thread_index() == 0) divide(d, most, each, seen.bottom, seen.ceiling);
-    u32 step = ((seen.vocab + 3) / 4 + BLOCK * SAMPLE_READS - 1) / (BLOCK * SAMPLE_READS);
-    step = step < COARSEST ? step : COARSEST;
     // What the sample has below the bins and in all, and how many tokens above them.
     float outside = 0.0f, all = 0.0f;
     u32 over = 0;
+    // Pass 0 is the one half of the sample, pass 1 adds the other. After that the places between the pivots are divided anew.
     for (u32 pass = 0;; pass++) {
-        bool open = first && pass == 0;
-        ROLLED for (u32 i = thread_index(); i < AIM_WORDS; i += BLOCK) bins[i] = 0;
+        bool open = first && pass < 2;
+        if (pass != 1)
+            ROLLED for (u32 i = thread_index(); i < AIM_WORDS; i += BLOCK) bins[i] = 0;
         barrier();
-        u32 stride = BLOCK * step * 4;
         u64 low = d.low, high = d.high;
         float bins_a_logit = d.each;
-        ROLLED for (u32 id = thread_index() * step * 4; id < seen.vocab; id += SAMPLE_AT_ONCE * stride) {
-            Four<T> four[SAMPLE_AT_ONCE];
-            UNROLL for (u32 q = 0; q < SAMPLE_AT_ONCE; q++) four[q] = read_four(logits, seen.vocab, id + q * stride);
-            UNROLL for (u32 i = 0; i < SAMPLE_AT_ONCE * 4; i++) {
-                float z = widen(four[i / 4].x[i % 4]);
-                u32 bin = SAMPLE_BINS + lane_index();
-                if (open || bins_a_logit > 0.0f) {
-                    float down = (most - z) * bins_a_logit;
-                    bin = SAMPLE_BINS - 1 - (u32)(down < SAMPLE_BINS - 1.0f ? down : SAMPLE_BINS - 1.0f);
+        u32 half = pass == 1 ? step * GROUP : 0, halves = pass < 2 ? 1 : 2;
+        ROLLED for (u32 turn = 0; turn < halves; turn++, half += step * GROUP) {
+            ROLLED for (u32 at = id + half; at < seen.vocab; at += at_once * stride) {
+                if (pass != 0 || at != id) read_sample<at_once>(four, logits, seen.vocab, at, stride);
+                UNROLL for (u32 i = 0; i < at_once * 4; i++) {
+                    float z = widen(four[i / 4].x[i % 4]);
+                    u32 bin = SAMPLE_BINS + lane_index();
+                    if (open || bins_a_logit > 0.0f) {
+                        float down = (most - z) * bins_a_logit;
+                        bin = SAMPLE_BINS - 1 - (u32)(down < SAMPLE_BINS - 1.0f ? down : SAMPLE_BINS - 1.0f);
+                    }
+                    if (!open) {
+                        u64 key = key_of(z, at + i / 4 * stride + i % 4);
+                        if (bins_a_logit == 0.0f) bin = (u32)((key - low - 1) >> d.shift);
+                        if (key <= low || key > high) bin = SAMPLE_BINS + lane_index();
+                    }
+                    // Tokens that belong to none have bins of their own, and cost no branch.
+                    atomic_add(&bins[bin], 1);
                 }
-                if (!open) {
-                    u64 key = key_of(z, id + i / 4 * stride + i % 4);
-                    if (bins_a_logit == 0.0f) bin = (u32)((key - low - 1) >> d.shift);
-                    if (key <= low || key > high) bin = SAMPLE_BINS + lane_index();
-                }
-                // Tokens that belong to none have bins of their own, and cost no branch.
-                atomic_add(&bins[bin], 1);
             }
         }
         barrier();
-        // Each thread's bins: how many, what a token weighs there, what all do.
-        u32 mine = thread_index() * (SAMPLE_BINS / BLOCK), count[SAMPLE_BINS / BLOCK];
-        float weighs[SAMPLE_BINS / BLOCK];
-        u64 sums[SAMPLE_BINS / BLOCK], sum = 0, total;
-        UNROLL for (u32 i = 0; i < SAMPLE_BINS / BLOCK; i++) {
-            count[i] = bins[mine + i];
+        u32 apart = pass == 0 ? 2 * step : step;
+        // Each thread's bins: what a token weighs there, and what all do.
+        u32 mine = thread_index() * BINS_A_THREAD;
+        float weighs[BINS_A_THREAD];
+        u64 sum = 0, total;
+        UNROLL for (u32 i = 0; i < BINS_A_THREAD; i++) {
             weighs[i] = weigh == BY_COUNT ? 1.0f : unrounded(s, bin_logit(d, mine + i));
-            sums[i] = (u64)((float)count[i] * weighs[i]);
-            sum += sums[i];
+            sum += (u64)((float)bins[mine + i] * weighs[i]);
         }
         u64 before = block_prefix(b, sum, &total);
         float below = outside + (float)before;
-        if (pass == 0) all = (float)total;
+        if (pass < 2) all = (float)total;
 
         // What the sample should have at or below the place: as much as the row has there or, from above, less than all by what the row has
         // there. At first what is light is better known than what is heavy; once looks have told the sums at both ends, the nearer is.
-        float unit = (weigh == BY_COUNT ? 1.0f : (float)(1u << HEADROOM)) * (float)step;
+        float unit = (weigh == BY_COUNT ? 1.0f : (float)(1u << HEADROOM)) * (float)apart;
         float tail = (float)(seen.above_bottom - seen.x) / unit, head = (float)(seen.x - seen.above_ceiling) / unit;
         bool from_above = seen.looks == 0 ? weigh == BY_COUNT : (weigh == BY_COUNT && !seen.known) || head < tail;
         float want = from_above ? all - head : tail;
         // The pivots' bins: the highest that is surely too low, the lowest that is surely too high, for fewer deviations and for more.
         u32 ends[4] = {0, 0, 0, 0};
-        UNROLL for (u32 i = 0; i < SAMPLE_BINS / BLOCK; i++) {
+        UNROLL for (u32 i = 0; i < BINS_A_THREAD; i++) {
             float off = below - want, part = from_above ? all - below : below;
             // A sum's variance is the sum of the squared weights. From below they are this place's at most and vary: half of that where the
             // tail is long, nearly all where it is short.
@@ -136,19 +150,19 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
                 if (off < 0.0f) ends[2 * more] = bin;
                 if (off > 0.0f && ends[2 * more + 1] == 0) ends[2 * more + 1] = SAMPLE_BINS - bin;
             }
-            below += (float)sums[i];
+            below += (float)bins[mine + i] * weighs[i];
         }
         block_maxes<4>(b, ends);
         u32 low_bin = ends[2], high_bin = SAMPLE_BINS - ends[3], above_low, above_high;
         bool wider = true;
         for (;; wider = false) {
             u64 above = 0;
-            UNROLL for (u32 i = 0; i < SAMPLE_BINS / BLOCK; i++)
-                above += (mine + i >= low_bin ? count[i] : 0) | (u64)(mine + i >= high_bin ? count[i] : 0) << 32;
+            UNROLL for (u32 i = 0; i < BINS_A_THREAD; i++)
+                above += (mine + i >= low_bin ? bins[mine + i] : 0) | (u64)(mine + i >= high_bin ? bins[mine + i] : 0) << 32;
             above = block_sum(b, above);
-            above_low = ((u32)above + over) * step;
-            above_high = ((u32)(above >> 32) + over) * step;
-            if (!wider || above_low - above_high <= ENOUGH) break;
+            above_low = ((u32)above + over) * apart;
+            above_high = ((u32)(above >> 32) + over) * apart;
+            if (!wider || pass == 0 || above_low - above_high <= ENOUGH) break;
             low_bin = ends[0];
             high_bin = SAMPLE_BINS - ends[1];
         }
@@ -158,25 +172,24 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
             begin = d.low;
             end = d.high;
         }
-        if (uniform(above_low - above_high <= ENOUGH || pass == MAX_PASSES || (pass > 0 && end - begin >= (d.high - d.low) / 4))) {
+        if (uniform(above_low - above_high <= ENOUGH || pass == MAX_PASSES || (pass > 1 && end - begin >= (d.high - d.low) / 4))) {
             if (thread_index() == 0) {
                 seen.low = begin;
                 seen.high = end;
-                seen.aimed = true;
             }
             barrier();
             return above_low;
         }
-        // Closer.
+        if (pass == 0) continue;
         below = outside + (float)before;
-        UNROLL for (u32 i = 0; i < SAMPLE_BINS / BLOCK; i++) {
+        UNROLL for (u32 i = 0; i < BINS_A_THREAD; i++) {
             if (mine + i == low_bin) seen.outside = below;
-            below += (float)sums[i];
+            below += (float)bins[mine + i] * weighs[i];
         }
         barrier();
         if (thread_index() == 0) divide(d, most, 0.0f, begin, end);
         outside = seen.outside;
-        over = above_high / step;
+        over = above_high / apart;
     }
 }
 
@@ -194,7 +207,6 @@ DEVICE void aim_at_thirds(Seen &seen) {
         // Whether there is such a place at all is to be found out first.
         seen.low = seen.bottom + (seen.known ? third : 0);
         seen.high = seen.ceiling - third;
-        seen.aimed = true;
     }
 }
 
@@ -206,7 +218,7 @@ DEVICE void begin(State &state, const RowParams &p, Weigh weigh, u64 lowest, u64
     state.ceiling = state.top;
     state.above_bottom = of;
     state.above_ceiling = 0;
-    state.looks = state.known = state.aimed = 0;
+    state.looks = state.known = 0;
 }
 
 // What a look says instead of a place: look again, from other pivots.
@@ -214,8 +226,9 @@ DEVICE void begin(State &state, const RowParams &p, Weigh weigh, u64 lowest, u64
 
 // Takes the tokens that a look has listed for candidates.
 template <typename T>
-DEVICE void load_listed(Row<T> &row, u32 listed) {
+DEVICE void load_listed(Row<T> &row) {
     Candidates &list = row.shared->list;
+    u32 listed = uniform(row.shared->tally.listed);
     ROLLED for (u32 i = thread_index(); i < listed; i += BLOCK) list.keys[i] = row.shared->wide->keys[i];
     if (thread_index() == 0) list.count = listed;
     barrier();
@@ -225,15 +238,15 @@ DEVICE void load_listed(Row<T> &row, u32 listed) {
 // What a look from row.low and row.high has found decides, of the tokens above row.lowest, the place below the one at which the running sum
 // exceeds row.x; or row.lowest, if it does not. What is above the place is kept, and its mass left, slice by slice, in row.kept.
 template <typename T>
-DEVICE u64 judge(Row<T> &row, Weigh weigh, Look found) {
+DEVICE u64 judge(Row<T> &row, Weigh weigh) {
     Shared &shared = *row.shared;
     Candidates &list = shared.list;
-    u64 above_low = weigh == BY_COUNT ? found.low.count : found.low.mass;
-    u64 above_high = weigh == BY_COUNT ? found.high.count : found.high.mass;
+    u64 above_low = weigh == BY_COUNT ? (u32)shared.tally.counts : shared.tally.masses[0];
+    u64 above_high = weigh == BY_COUNT ? shared.tally.counts >> 32 : shared.tally.masses[1];
     bool over = shared.x < above_high, below = shared.x >= above_low;
     if (uniform(below && shared.low == shared.lowest)) return shared.lowest;
-    if (uniform(!over && !below && found.listed <= CAPACITY)) {
-        load_listed(row, found.listed);
+    if (uniform(!over && !below && shared.tally.listed <= CAPACITY)) {
+        load_listed(row);
         u64 key = crossing(list, row.block, BY_KEY, weigh, shared.low, shared.low, shared.high, shared.x - above_high).key;
         ROLLED for (u32 i = thread_index(); i < list.count; i += BLOCK)
             if (list.keys[i] >= key) atomic_add((u64 *)&shared.kept[key_id(list.keys[i]) / SLICE], unpack_mass(list.masses[i]));
@@ -249,7 +262,6 @@ DEVICE u64 judge(Row<T> &row, Weigh weigh, Look found) {
             shared.ceiling = below ? shared.low : shared.high;
             shared.above_ceiling = below ? above_low : above_high;
         }
-        shared.aimed = false;
         shared.looks++;
     }
     barrier();

@@ -60,7 +60,7 @@ DEVICE u64 wave_max(u64 x) {
 
 // The sum over this lane and those before it.
 DEVICE u32 wave_prefix(u32 x) {
-    ROLLED for (u32 delta = 1; delta < WAVE; delta *= 2) {
+    UNROLL for (u32 delta = 1; delta < WAVE; delta *= 2) {
         u32 y = shuffle_up(x, delta);
         if (lane_index() >= delta) x += y;
     }
@@ -68,7 +68,7 @@ DEVICE u32 wave_prefix(u32 x) {
 }
 
 DEVICE u64 wave_prefix(u64 x) {
-    ROLLED for (u32 delta = 1; delta < WAVE; delta *= 2) {
+    UNROLL for (u32 delta = 1; delta < WAVE; delta *= 2) {
         u64 y = (u64)shuffle_up((u32)(x >> 32), delta) << 32 | shuffle_up((u32)x, delta);
         if (lane_index() >= delta) x += y;
     }
@@ -98,13 +98,6 @@ DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
         }
     }
     UNROLL for (u32 i = 0; i < STEPS; i++) z[i] = widen(four[i / 4].x[i % 4]);
-}
-
-// The largest of a lane's logits; NaN if there is one.
-DEVICE float largest_of_lane(const float *z) {
-    float most = z[0];
-    UNROLL for (u32 i = 1; i < STEPS; i++) most = larger(most, z[i]);
-    return most;
 }
 
 // The largest of what the lanes have. NaN ranks above everything; which of them does not matter.

@@ -121,7 +121,7 @@ mod tests {
         assert!(source.contains(&format!("#define SLICE {SLICE}u")));
         assert!(source.contains(&format!("#define WIDE_WORDS {}u", rows::WIDE_WORDS)));
         assert!(source.contains(&format!("#define CAPACITY {}u", rows::CAPACITY)));
-        let most = format!("#define MAX_K_GATHERED {}u", rows::MAX_K_GATHERED);
+        let most = format!("#define MAX_K_BY_SLICES {}u", rows::MAX_K_BY_SLICES);
         assert!(source.contains(&most));
     }
 

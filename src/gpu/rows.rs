@@ -36,18 +36,18 @@ pub(super) const WIDE_WORDS: usize = 3616;
 /// What a row's block gathers in shared memory, as in `kernels/candidates.h`.
 pub(super) const CAPACITY: usize = 3584;
 
-/// Top-k up to here finds what it needs there, as in `kernels/sample.hip`.
-pub(super) const MAX_K_GATHERED: u32 = 1536;
+/// Top-k up to here is bounded by the slices' largest logits, as in `kernels/sample.hip`.
+pub(super) const MAX_K_BY_SLICES: u32 = 160;
 
 /// Blocks that look at rows again together, and at one of them. Each first finds out where to look, so they should not be more than a
 /// large GPU runs at once, nor more than it takes to read a row in one go.
 const LOOKING_BLOCKS: usize = 256;
 const LOOKING_BLOCKS_A_ROW: usize = 32;
 
-/// Whether so many tokens of the row may be kept that one block takes long to find out which.
+/// Whether the summaries alone do not tell where the row's kept tokens are, as in `kernels/sample.hip`.
 fn may_be_wide(params: &RowParams, vocab: usize) -> bool {
     let many = match params.top_k_of(vocab) {
-        Some(k) => k > MAX_K_GATHERED,
+        Some(k) => k > MAX_K_BY_SLICES || k as usize * 8 > slices(vocab) * 7,
         None => params.top_p.is_some(),
     };
     vocab > CAPACITY && !params.greedy && many
