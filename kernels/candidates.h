@@ -12,9 +12,11 @@
 // Of this many the answer is found by comparing each with each.
 #define FEW 128u
 #define TEAM (BLOCK / FEW)
-// Bins, and the bits of a weight that go to the first of a bin's two sums: a token's mass has 39 bits, and CAPACITY times either part fits 32.
+// Room for a list in device memory.
+#define LISTED 5632u
+// Bins, and the bits of a mass that go to the first of a bin's two sums. A mass is below 2^38.51, and LISTED times either part fits 32 bits.
 #define BINS 256u
-#define LOW_BITS 20u
+#define LOW_BITS 19u
 
 struct Candidates {
     u32 count;  // of those that were added; if above CAPACITY, some are missing
@@ -58,9 +60,9 @@ enum Weigh { BY_COUNT, BY_MASS, NEITHER };
 // Descending values are ascending places in the order.
 DEVICE u64 value_of(u64 key, Sequence order) { return order == BY_ID ? (u32)key : key; }
 
-DEVICE u64 weight_of(const Candidates &list, u32 i, Weigh weigh) {
-    return weigh == BY_COUNT ? 1 : unpack_mass(list.masses[i]);
-}
+// What `crossing` asks of a list: this one's, and (look.h) that in device memory.
+DEVICE u64 key_at(const Candidates &list, u32 i) { return list.keys[i]; }
+DEVICE u64 mass_at(const Candidates &list, u32 i, u64) { return unpack_mass(list.masses[i]); }
 
 // What the candidates above `low` weigh.
 DEVICE u64 mass_above(const Candidates &list, Block &b, u64 low) {
@@ -104,9 +106,12 @@ struct Crossing {
     u64 key, through;
 };
 
-// Of the candidates above `low` whose values are in (bottom, top]: the one at which the running sum exceeds `x` (it does), and the sum with it.
-DEVICE Crossing crossing(Candidates &list, Block &b, Sequence order, Weigh weigh, u64 low, u64 bottom, u64 top, u64 x) {
-    u32 count = uniform(list.count), bin = 0, *sums = (u32 *)list.few_keys;
+// Of the `count` tokens of a list, those above `low` whose values are in (bottom, top]: the one at which the running sum exceeds `x` (it
+// does), and the sum with it.
+template <typename List>
+DEVICE Crossing crossing(const List &tokens, u32 count, Candidates &list, Block &b, Sequence order, Weigh weigh, u64 low, u64 bottom, u64 top,
+                         u64 x) {
+    u32 bin = 0, *sums = (u32 *)list.few_keys;
     u64 above = 0;
     Bins bins = divided(bottom, top, order == BY_KEY);
     for (bool all = count <= FEW;; all = false) {
@@ -114,7 +119,7 @@ DEVICE Crossing crossing(Candidates &list, Block &b, Sequence order, Weigh weigh
             if (thread_index() < 2 * BINS) sums[thread_index()] = 0;
             barrier();
             UNROLL_SOME for (u32 i = thread_index(); i < count; i += BLOCK) {
-                u64 key = list.keys[i], weight = weight_of(list, i, weigh);
+                u64 key = key_at(tokens, i), weight = weigh == BY_COUNT ? 1 : mass_at(tokens, i, key);
                 u32 at = bin_of(bins, key, value_of(key, order));
                 if (key <= low || at == BINS) continue;
                 atomic_add(&sums[at], (u32)weight & ((1u << LOW_BITS) - 1));
@@ -137,7 +142,7 @@ DEVICE Crossing crossing(Candidates &list, Block &b, Sequence order, Weigh weigh
         }
         u64 first = 0, last = 0;
         ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) {
-            u64 key = list.keys[i], value = value_of(key, order);
+            u64 key = key_at(tokens, i), value = value_of(key, order);
             u32 at = bin_of(bins, key, value);
             if (key <= low || at == BINS || (!all && at != bin)) continue;
             first = value > first ? value : first;
@@ -145,7 +150,7 @@ DEVICE Crossing crossing(Candidates &list, Block &b, Sequence order, Weigh weigh
             u32 place = atomic_add(&list.few, 1);
             if (place >= FEW) continue;
             list.few_keys[place] = key;
-            list.few_weights[place] = weight_of(list, i, weigh);
+            list.few_weights[place] = weigh == BY_COUNT ? 1 : mass_at(tokens, i, key);
         }
         barrier();
         if (uniform(list.few <= FEW)) break;

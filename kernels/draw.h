@@ -59,7 +59,7 @@ DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 
         }
         if (ask == DRAWN) x = mul_hi(row.shared->random, kept);
         u64 bottom = ask == DRAWN ? ~row.shared->vocab : low, top = ask == DRAWN ? 0xffffffffu : row.shared->top;
-        Crossing found = crossing(list, row.block, ask == DRAWN ? BY_ID : BY_KEY, ask == KTH ? BY_COUNT : BY_MASS, low, bottom, top, x);
+        Crossing found = crossing(list, uniform(list.count), list, row.block, ask == DRAWN ? BY_ID : BY_KEY, ask == KTH ? BY_COUNT : BY_MASS, low, bottom, top, x);
         *id = key_id(found.key);
         low = found.key - 1;
         kept = ask == NUCLEUS ? found.through : 0;

@@ -3,9 +3,6 @@
 #pragma once
 #include "row.h"
 
-// Reads of four tokens that a lane waits for together.
-#define AT_ONCE 4u
-
 // A logit with k slices at or above it, and not many more. The caller has checked that there are enough slices.
 template <typename T>
 DEVICE float kth_slice(Row<T> &row, u32 k) {

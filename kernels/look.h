@@ -4,7 +4,7 @@
 #include "row.h"
 
 // Slices whose groups are gone through together.
-#define CHUNK 128u
+#define CHUNK 320u
 // What a look needs of shared memory, in words: two halves of each slice's mass, and the groups to read.
 #define LOOK_WORDS (2 * CHUNK + CHUNK * GROUPS / 2)
 
@@ -35,25 +35,34 @@ struct Found {
 // The id of a lane's token i: it has four from `first` on, four from `apart` further on, and so on.
 DEVICE u32 id_of(u32 first, u32 apart, u32 i) { return first + i / 4 * apart + i % 4; }
 
-// 16 tokens of one slice. `ties` is known to the compiler, because few slices have any and the others should not ask.
-template <typename T, bool ties>
-DEVICE Found find(const Four<T> *four, u32 first, u32 apart, SliceScale s, u32 shift, Cut lower, Cut upper) {
+// 16 tokens of slice `j`, so many reads of four at once. `ties` is known to the compiler, because few slices have any and the others should
+// not ask.
+template <typename T, u32 at_once, bool ties>
+DEVICE Found find(const Seen &seen, u32 j, u32 first, u32 apart, SliceScale s, u32 shift) {
     Found found = {0, 0, 0};
-    UNROLL for (u32 i = 0; i < GROUP; i++) {
-        float z = widen(four[i / 4].x[i % 4]);
-        u32 w = weight(s, z) >> shift;
-        bool low = z > lower.threshold, high = z > upper.threshold;
-        if (ties) {
-            u32 id = id_of(first, apart, i);
-            low = low && !(id >= lower.ties && z == lower.logit);
-            high = high && !(id >= upper.ties && z == upper.logit);
+    Cut lower = cut_of(seen.low, j), upper = cut_of(seen.high, j);
+    ROLLED for (u32 start = 0; start < GROUP; start += 4 * at_once) {
+        Four<T> four[at_once];
+        UNROLL for (u32 q = 0; q < at_once; q++)
+            four[q] = read_four((const T *)seen.logits, seen.vocab, id_of(first, apart, start + 4 * q));
+        UNROLL for (u32 i = 0; i < 4 * at_once; i++) {
+            float z = widen(four[i / 4].x[i % 4]);
+            u32 w = weight(s, z) >> shift, id = id_of(first, apart, start + i);
+            bool low = z > lower.threshold, high = z > upper.threshold;
+            if (ties) {
+                low = low && !(id >= lower.ties && z == lower.logit);
+                high = high && !(id >= upper.ties && z == upper.logit);
+            }
+            found.low |= low ? 1u << (start + i) : 0;
+            found.high |= high ? 1u << (start + i) : 0;
+            found.mass += high ? w : 0;
         }
-        found.low |= low ? 1u << i : 0;
-        found.high |= high ? 1u << i : 0;
-        found.mass += high ? w : 0;
     }
     return found;
 }
+
+// Whether a place's id is in the slice.
+DEVICE bool has_ties(u64 place, u32 j) { return key_id(place) > j * SLICE && key_id(place) < (j + 1) * SLICE; }
 
 // Lists those tokens of a lane that have a bit, and sums what they weigh. They are few, and to read them again is less than to keep all of
 // them in registers.
@@ -64,14 +73,14 @@ DEVICE u32 list_between(const Seen &seen, u32 bits, u32 first, u32 apart, SliceS
         u32 id = id_of(first, apart, lowest_bit(bits));
         float z = widen(((const T *)seen.logits)[id]);
         sum += weight(s, z) >> shift;
-        if (at < CAPACITY) seen.wide->keys[at++] = key_of(z, id);
+        if (at < LISTED) seen.wide->keys[at++] = key_of(z, id);
     }
     return sum;
 }
 
 // This block's part of a look at the places seen.low and seen.high: the slices from `first` to before `last`. Counts and sums the tokens
 // above; leaves each slice's mass above the high place in row.kept. `room` is LOOK_WORDS of shared memory.
-template <typename T>
+template <typename T, u32 at_once>
 DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
     u32 *sums = room;
     u16 *hits = (u16 *)(room + 2 * CHUNK);
@@ -81,22 +90,34 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
         if (thread_index() < CHUNK) sums[thread_index()] = sums[CHUNK + thread_index()] = 0;
         if (thread_index() == 0) seen.hits = 0;
         barrier();
-        // Eight lanes have a slice's groups.
+        // Eight lanes have a slice's groups, four of them each.
         u32 lanes = slices * (GROUPS / 4);
-        ROLLED for (u32 start = wave_index() * WAVE; start < lanes; start += BLOCK) {
-            u32 lane = start + lane_index(), at = lane < lanes ? begin * GROUPS + lane * 4 : 0, mask = 0;
-            Four<float> four = *(const Four<float> *)(const float *)(seen.groups + at);
-            float threshold = cut_of(seen.low, at / GROUPS).threshold;
-            UNROLL for (u32 c = 0; c < 4; c++) mask |= (u32)(four.x[c] > threshold && lane < lanes) << c;
-            if (!vote(mask != 0)) continue;
-            u32 of_slice = count_bits(mask), all = 0;
-            UNROLL for (u32 other = 1; other < GROUPS / 4; other *= 2) of_slice += shuffle_xor(of_slice, other);
-            if (of_slice >= DENSE) {
-                mask = 15;
-                all = ALL_OF_SLICE;
+        ROLLED for (u32 start = 0; start < lanes; start += BLOCK * AT_ONCE) {
+            if (start + wave_index() * WAVE >= lanes) break;
+            Four<float> four[AT_ONCE];
+            u32 mask = 0, dense = 0;
+            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+                u32 lane = start + q * BLOCK + thread_index();
+                four[q] = *(const Four<float> *)(const float *)(seen.groups + begin * GROUPS + (lane < lanes ? lane * 4 : 0));
             }
-            at = claim(&seen.hits, count_bits(mask));
-            ROLLED for (; mask; mask &= mask - 1) hits[at++] = (u16)((lane * 4 + lowest_bit(mask)) | all);
+            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+                u32 lane = start + q * BLOCK + thread_index(), hit = 0;
+                float threshold = cut_of(seen.low, begin + lane / (GROUPS / 4)).threshold;
+                UNROLL for (u32 c = 0; c < 4; c++) hit |= (u32)(four[q].x[c] > threshold && lane < lanes) << c;
+                u32 of_slice = count_bits(hit);
+                UNROLL for (u32 other = 1; other < GROUPS / 4; other *= 2) of_slice += shuffle_xor(of_slice, other);
+                if (of_slice >= DENSE) {
+                    hit = 15;
+                    dense |= 1u << q;
+                }
+                mask |= hit << 4 * q;
+            }
+            if (!vote(mask != 0)) continue;
+            u32 at = claim(&seen.hits, count_bits(mask));
+            ROLLED for (; mask; mask &= mask - 1) {
+                u32 bit = lowest_bit(mask), lane = start + bit / 4 * BLOCK + thread_index();
+                hits[at++] = (u16)((lane * 4 + bit % 4) | (dense >> bit / 4 & 1 ? ALL_OF_SLICE : 0));
+            }
         }
         barrier();
         u32 count = uniform(seen.hits);
@@ -105,16 +126,11 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
             bool some = start + lane_index() < count;
             u32 hit = some ? hits[start + lane_index()] : 0, group = hit & ~ALL_OF_SLICE, in_chunk = group / GROUPS, j = begin + in_chunk;
             bool all = hit & ALL_OF_SLICE;
-            u32 id = j * SLICE + group % GROUPS * (all ? 4 : GROUP), apart = all ? SLICE / 4 : 4;
-            Four<T> four[GROUP / 4];
-            UNROLL for (u32 q = 0; q < GROUP / 4; q++)
-                four[q] = read_four((const T *)seen.logits, seen.vocab, some ? id + q * apart : seen.vocab);
+            u32 id = some ? j * SLICE + group % GROUPS * (all ? 4 : GROUP) : seen.vocab, apart = all ? SLICE / 4 : 4;
             SliceScale s = scale_of(seen, j);
             Shift shift = shift_of(s, seen.unit);
-            Cut lower = cut_of(seen.low, j), upper = cut_of(seen.high, j);
-            Found found = vote(lower.ties != NO_TIES || upper.ties != NO_TIES)
-                              ? find<T, true>(four, id, apart, s, shift.right, lower, upper)
-                              : find<T, false>(four, id, apart, s, shift.right, lower, upper);
+            Found found = vote(has_ties(seen.low, j) || has_ties(seen.high, j)) ? find<T, at_once, true>(seen, j, id, apart, s, shift.right)
+                                                                                : find<T, at_once, false>(seen, j, id, apart, s, shift.right);
             u32 between = found.low & ~found.high, mass = 0;
             if (vote(between != 0)) mass = list_between<T>(seen, between, id, apart, s, shift.right);
             if (!s.some) found.mass = mass = 0;

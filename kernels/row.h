@@ -10,6 +10,9 @@
 #define GROUPS 32u
 #define GROUP (SLICE / GROUPS)
 
+// Reads of four tokens that a lane waits for together.
+#define AT_ONCE 4u
+
 // What one launch has worked out, and the next would need again.
 struct State {
     Scale scale;
@@ -42,10 +45,10 @@ struct Tally {
 struct Wide {
     State state;
     Tally tally;
-    u64 keys[CAPACITY];
+    u64 keys[LISTED];
 };
 // The host's room for it.
-#define WIDE_WORDS 3616u
+#define WIDE_WORDS 5664u
 static_assert(sizeof(Wide) <= WIDE_WORDS * 8, "the host allocates it");
 
 DEVICE GLOBAL Wide *wide_of(u64 *wide, u32 row) { return (GLOBAL Wide *)(wide + (u64)row * WIDE_WORDS); }
@@ -105,16 +108,20 @@ DEVICE float largest_of_slice(const Row<T> &row, u32 j) {
     return j < BLOCK ? row.mine : row.shared->largest[j];
 }
 
+DEVICE u32 packed_mass(const Seen &seen, u64 key) {
+    SliceScale s = scale_of(seen, key_id(key) / SLICE);
+    return s.some ? pack_mass(weight(s, key_logit(key)), shift_of(s, seen.unit)) : 0;
+}
+
+// The tokens that a look has listed, for `crossing`.
+DEVICE u64 key_at(const Seen &seen, u32 i) { return seen.wide->keys[i]; }
+DEVICE u64 mass_at(const Seen &seen, u32, u64 key) { return unpack_mass(packed_mass(seen, key)); }
+
 // Gives the candidates their masses.
 template <typename T>
 DEVICE void weigh_list(Row<T> &row) {
     Candidates &list = row.shared->list;
-    u32 count = uniform(list.count < CAPACITY ? list.count : CAPACITY);
-    ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) {
-        u64 key = list.keys[i];
-        SliceScale s = scale_of(*row.shared, key_id(key) / SLICE);
-        list.masses[i] = s.some ? pack_mass(weight(s, key_logit(key)), shift_of(s, row.shared->unit)) : 0;
-    }
+    UNROLL_SOME for (u32 i = thread_index(); i < uniform(list.count); i += BLOCK) list.masses[i] = packed_mass(*row.shared, list.keys[i]);
     barrier();
 }
 

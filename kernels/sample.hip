@@ -115,8 +115,8 @@ template <typename T>
 DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    u32 *room = shared.list.masses, weigh = has_top_k(p, shared.vocab) ? BY_COUNT : BY_MASS, id;
-    static_assert(ROOM_WORDS <= CAPACITY, "the masses' room is enough");
+    u32 *room = (u32 *)shared.list.keys, weigh = has_top_k(p, shared.vocab) ? BY_COUNT : BY_MASS, id;
+    static_assert(ROOM_WORDS <= 2 * CAPACITY, "the candidates' room is enough");
     if (looked && uniform(shared.tally.counts >> 32 == 0 && shared.tally.listed <= CAPACITY)) {
         load_listed(row);
         if (draw_from_list(row, p, true, shared.low, &id)) return id;
@@ -152,7 +152,7 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
         if (!looked) {
             if (thread_index() == 0) shared.wide->tally.listed = 0;
             barrier();
-            Tally found = look_at<T>(shared, row.block, room, 0, shared.slices);
+            Tally found = look_at<T, 1>(shared, row.block, room, 0, shared.slices);
             if (thread_index() == 0) {
                 shared.tally = found;
                 shared.tally.listed = shared.wide->tally.listed;
@@ -263,10 +263,10 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }
     barrier();
     // If they are few, or what is sought next is sought among them, all is listed.
-    u32 most = weigh == BY_COUNT && p.top_k <= MAX_K_LISTED ? ENOUGH : FEW / 4 * 3;
+    u32 most = weigh == BY_COUNT && p.top_k <= MAX_K_LISTED ? BETTER_THAN_ENOUGH : FEW / 4 * 3;
     if (aim<T, true>(seen, block, room, weigh) <= most && t == 0) seen.high = seen.ceiling;
     u32 each = (slices + blocks - 1) / blocks, first = block_index_y() * each;
-    Tally found = look_at<T>(seen, block, room, first, first + each < slices ? first + each : slices);
+    Tally found = look_at<T, GROUP / 4>(seen, block, room, first, first + each < slices ? first + each : slices);
     if (t == 0) {
         atomic_add_on_device((u64 *)&mine->tally.counts, found.counts);
         atomic_add_on_device((u64 *)&mine->tally.masses[0], found.masses[0]);

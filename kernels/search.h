@@ -10,14 +10,16 @@
 #define COARSEST 16u
 #define SAMPLE_BINS (BINS_A_THREAD * BLOCK)
 #define BINS_A_THREAD 4u
-// What a search needs of shared memory, in words: the bins, and one a lane for tokens that belong to none.
-#define AIM_WORDS (SAMPLE_BINS + WAVE)
+// What a search needs of shared memory, in words: the bins, one a lane for tokens that belong to none, and what a token weighs in each.
+#define AIM_WORDS (2 * SAMPLE_BINS + WAVE)
 #define ROOM_WORDS (LOOK_WORDS > AIM_WORDS ? LOOK_WORDS : AIM_WORDS)
 // How far the sample may be off, as the square of standard deviations: 3.5, or 2.5 if the tokens between the pivots are too many for a list.
 #define DEVIATIONS 12.25f
 #define FEWER_DEVIATIONS 6.25f
+// With half of the sample, less is to be hoped for.
+#define BETTER_THAN_ENOUGH (CAPACITY / 4 * 3)
 // A pivot is near enough if a list has room for this many tokens, which may turn out to be more.
-#define ENOUGH (CAPACITY / 4 * 3)
+#define ENOUGH (LISTED / 8 * 7)
 #define MAX_PASSES 8u
 // After so many looks the pivots are thirds of what is left, which comes to an end whatever the row.
 #define LOOKS_BY_SAMPLE 4u
@@ -71,6 +73,7 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
     float most = key_logit(seen.top), each;
     SliceScale s = slice_scale(seen.scale, most, NEGLIGIBLE);
     Division &d = seen.division;
+    float *weighs = (float *)(bins + SAMPLE_BINS + WAVE);
     if (weigh == BY_COUNT) {
         // Slices' largest logits are in the upper part of what there is.
         u64 rank = thread_index() < seen.slices ? ~rank_of(seen.largest[thread_index()]) : 0;
@@ -91,7 +94,7 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
     for (u32 pass = 0;; pass++) {
         bool open = first && pass < 2;
         if (pass != 1)
-            ROLLED for (u32 i = thread_index(); i < AIM_WORDS; i += BLOCK) bins[i] = 0;
+            ROLLED for (u32 i = thread_index(); i < SAMPLE_BINS; i += BLOCK) bins[i] = 0;
         barrier();
         u64 low = d.low, high = d.high;
         float bins_a_logit = d.each;
@@ -120,11 +123,11 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
         u32 apart = pass == 0 ? 2 * step : step;
         // Each thread's bins: what a token weighs there, and what all do.
         u32 mine = thread_index() * BINS_A_THREAD;
-        float weighs[BINS_A_THREAD];
         u64 sum = 0, total;
-        UNROLL for (u32 i = 0; i < BINS_A_THREAD; i++) {
-            weighs[i] = weigh == BY_COUNT ? 1.0f : unrounded(s, bin_logit(d, mine + i));
-            sum += (u64)((float)bins[mine + i] * weighs[i]);
+        ROLLED for (u32 i = mine; i < mine + BINS_A_THREAD; i++) {
+            float w = weigh == BY_COUNT ? 1.0f : unrounded(s, bin_logit(d, i));
+            weighs[i] = w;
+            sum += (u64)((float)bins[i] * w);
         }
         u64 before = block_prefix(b, sum, &total);
         float below = outside + (float)before;
@@ -138,26 +141,25 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
         float want = from_above ? all - head : tail;
         // The pivots' bins: the highest that is surely too low, the lowest that is surely too high, for fewer deviations and for more.
         u32 ends[4] = {0, 0, 0, 0};
-        UNROLL for (u32 i = 0; i < BINS_A_THREAD; i++) {
+        ROLLED for (u32 i = 0; i < BINS_A_THREAD; i++) {
             float off = below - want, part = from_above ? all - below : below;
             // A sum's variance is the sum of the squared weights. From below they are this place's at most and vary: half of that where the
             // tail is long, nearly all where it is short.
-            float variance = part * (weigh == BY_COUNT ? 1.0f - part / all : from_above ? weighs[i] : weighs[i] * 0.8f);
-            variance += weighs[i] * weighs[i];
             u32 bin = mine + i;
+            float w = weighs[bin], variance = part * (weigh == BY_COUNT ? 1.0f - part / all : from_above ? w : w * 0.8f) + w * w;
             UNROLL for (u32 more = 0; more < 2; more++) {
                 if (off * off <= (more ? DEVIATIONS : FEWER_DEVIATIONS) * variance) continue;
                 if (off < 0.0f) ends[2 * more] = bin;
                 if (off > 0.0f && ends[2 * more + 1] == 0) ends[2 * more + 1] = SAMPLE_BINS - bin;
             }
-            below += (float)bins[mine + i] * weighs[i];
+            below += (float)bins[bin] * weighs[bin];
         }
         block_maxes<4>(b, ends);
         u32 low_bin = ends[2], high_bin = SAMPLE_BINS - ends[3], above_low, above_high;
         bool wider = true;
         for (;; wider = false) {
             u64 above = 0;
-            UNROLL for (u32 i = 0; i < BINS_A_THREAD; i++)
+            ROLLED for (u32 i = 0; i < BINS_A_THREAD; i++)
                 above += (mine + i >= low_bin ? bins[mine + i] : 0) | (u64)(mine + i >= high_bin ? bins[mine + i] : 0) << 32;
             above = block_sum(b, above);
             above_low = ((u32)above + over) * apart;
@@ -172,7 +174,7 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
             begin = d.low;
             end = d.high;
         }
-        if (uniform(above_low - above_high <= ENOUGH || pass == MAX_PASSES || (pass > 1 && end - begin >= (d.high - d.low) / 4))) {
+        if (uniform(above_low - above_high <= (pass == 0 ? BETTER_THAN_ENOUGH : ENOUGH) || pass == MAX_PASSES || (pass > 1 && end - begin >= (d.high - d.low) / 4))) {
             if (thread_index() == 0) {
                 seen.low = begin;
                 seen.high = end;
@@ -182,9 +184,9 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh) {
         }
         if (pass == 0) continue;
         below = outside + (float)before;
-        UNROLL for (u32 i = 0; i < BINS_A_THREAD; i++) {
-            if (mine + i == low_bin) seen.outside = below;
-            below += (float)bins[mine + i] * weighs[i];
+        ROLLED for (u32 bin = mine; bin < mine + BINS_A_THREAD; bin++) {
+            if (bin == low_bin) seen.outside = below;
+            below += (float)bins[bin] * weighs[bin];
         }
         barrier();
         if (thread_index() == 0) divide(d, most, 0.0f, begin, end);
@@ -240,17 +242,19 @@ DEVICE void load_listed(Row<T> &row) {
 template <typename T>
 DEVICE u64 judge(Row<T> &row, Weigh weigh) {
     Shared &shared = *row.shared;
-    Candidates &list = shared.list;
     u64 above_low = weigh == BY_COUNT ? (u32)shared.tally.counts : shared.tally.masses[0];
     u64 above_high = weigh == BY_COUNT ? shared.tally.counts >> 32 : shared.tally.masses[1];
     bool over = shared.x < above_high, below = shared.x >= above_low;
     if (uniform(below && shared.low == shared.lowest)) return shared.lowest;
-    if (uniform(!over && !below && shared.tally.listed <= CAPACITY)) {
-        load_listed(row);
-        u64 key = crossing(list, row.block, BY_KEY, weigh, shared.low, shared.low, shared.high, shared.x - above_high).key;
-        ROLLED for (u32 i = thread_index(); i < list.count; i += BLOCK)
-            if (list.keys[i] >= key) atomic_add((u64 *)&shared.kept[key_id(list.keys[i]) / SLICE], unpack_mass(list.masses[i]));
-        return key - 1;
+    if (uniform(!over && !below && shared.tally.listed <= LISTED)) {
+        u32 count = uniform(shared.tally.listed);
+        const Seen &seen = shared;
+        u64 end = crossing(seen, count, shared.list, row.block, BY_KEY, weigh, shared.low, shared.low, shared.high, shared.x - above_high).key;
+        UNROLL_SOME for (u32 i = thread_index(); i < count; i += BLOCK) {
+            u64 key = key_at(seen, i);
+            if (key >= end) atomic_add((u64 *)&shared.kept[key_id(key) / SLICE], mass_at(seen, i, key));
+        }
+        return end - 1;
     }
     if (thread_index() == 0) {
         if (!below) {
