@@ -18,6 +18,9 @@
 #define BINS 256u
 #define LOW_BITS 19u
 
+// Reads that a lane waits for together.
+#define AT_ONCE 4u
+
 struct Candidates {
     u32 count;  // of those that were added; if above CAPACITY, some are missing
     u32 few;
@@ -62,7 +65,7 @@ DEVICE u64 value_of(u64 key, Sequence order) { return order == BY_ID ? (u32)key 
 
 // What `crossing` asks of a list: this one's, and (look.h) that in device memory.
 DEVICE u64 key_at(const Candidates &list, u32 i) { return list.keys[i]; }
-DEVICE u64 mass_at(const Candidates &list, u32 i, u64) { return unpack_mass(list.masses[i]); }
+DEVICE u64 mass_at(const Candidates &list, u32 i) { return unpack_mass(list.masses[i]); }
 
 // What the candidates above `low` weigh.
 DEVICE u64 mass_above(const Candidates &list, Block &b, u64 low) {
@@ -75,7 +78,8 @@ DEVICE u64 mass_above(const Candidates &list, Block &b, u64 low) {
 DEVICE u64 few_before(const Candidates &list, const u64 *weights, u32 few, Sequence order) {
     u32 mine = thread_index() / TEAM;
     u64 before = 0, value = mine < few ? value_of(list.few_keys[mine], order) : ~(u64)0;
-    UNROLL_SOME for (u32 i = thread_index() % TEAM; i < few; i += TEAM)
+    // Waves without a token of their own leave the time to others.
+    if (uniform(wave_index() * WAVE / TEAM < few)) UNROLL_SOME for (u32 i = thread_index() % TEAM; i < few; i += TEAM)
         before += value_of(list.few_keys[i], order) > value ? weights[i] : 0;
     ROLLED for (u32 mask = 1; mask < TEAM; mask *= 2) before += shuffle_xor_u64(before, mask);
     return before;
@@ -107,8 +111,8 @@ struct Crossing {
 };
 
 // Of the `count` tokens of a list, those above `low` whose values are in (bottom, top]: the one at which the running sum exceeds `x` (it
-// does), and the sum with it.
-template <typename List>
+// does), and the sum with it. A thread reads `at_once` tokens before it looks at one: a list in shared memory needs no more than one.
+template <u32 at_once, typename List>
 DEVICE Crossing crossing(const List &tokens, u32 count, Candidates &list, Block &b, Sequence order, Weigh weigh, u64 low, u64 bottom, u64 top,
                          u64 x) {
     u32 bin = 0, *sums = (u32 *)list.few_keys;
@@ -118,12 +122,19 @@ DEVICE Crossing crossing(const List &tokens, u32 count, Candidates &list, Block 
         if (!all) {
             if (thread_index() < 2 * BINS) sums[thread_index()] = 0;
             barrier();
-            UNROLL_SOME for (u32 i = thread_index(); i < count; i += BLOCK) {
-                u64 key = key_at(tokens, i), weight = weigh == BY_COUNT ? 1 : mass_at(tokens, i, key);
-                u32 at = bin_of(bins, key, value_of(key, order));
-                if (key <= low || at == BINS) continue;
-                atomic_add(&sums[at], (u32)weight & ((1u << LOW_BITS) - 1));
-                if (weigh != BY_COUNT) atomic_add(&sums[BINS + at], (u32)(weight >> LOW_BITS));
+            ROLLED for (u32 start = thread_index(); start < count; start += BLOCK * at_once) {
+                u64 key[at_once], mass[at_once];
+                UNROLL for (u32 q = 0; q < at_once; q++) {
+                    u32 i = start + q * BLOCK < count ? start + q * BLOCK : start;
+                    key[q] = key_at(tokens, i);
+                    mass[q] = weigh == BY_COUNT ? 1 : mass_at(tokens, i);
+                }
+                UNROLL for (u32 q = 0; q < at_once; q++) {
+                    u32 at = bin_of(bins, key[q], value_of(key[q], order));
+                    if (start + q * BLOCK >= count || key[q] <= low || at == BINS) continue;
+                    atomic_add(&sums[at], (u32)mass[q] & ((1u << LOW_BITS) - 1));
+                    if (weigh != BY_COUNT) atomic_add(&sums[BINS + at], (u32)(mass[q] >> LOW_BITS));
+                }
             }
             barrier();
             u64 sum = 0, total;
@@ -140,23 +151,34 @@ DEVICE Crossing crossing(const List &tokens, u32 count, Candidates &list, Block 
             bin = list.bin;
             above = list.above;
         }
-        u64 first = 0, last = 0;
-        ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) {
-            u64 key = key_at(tokens, i), value = value_of(key, order);
-            u32 at = bin_of(bins, key, value);
-            if (key <= low || at == BINS || (!all && at != bin)) continue;
-            first = value > first ? value : first;
-            last = ~value > last ? ~value : last;
-            u32 place = atomic_add(&list.few, 1);
-            if (place >= FEW) continue;
-            list.few_keys[place] = key;
-            list.few_weights[place] = weigh == BY_COUNT ? 1 : mass_at(tokens, i, key);
+        ROLLED for (u32 start = thread_index(); start < count; start += BLOCK * at_once) {
+            u64 key[at_once];
+            u32 mask = 0;
+            UNROLL for (u32 q = 0; q < at_once; q++) key[q] = key_at(tokens, start + q * BLOCK < count ? start + q * BLOCK : start);
+            UNROLL for (u32 q = 0; q < at_once; q++) {
+                u32 at = bin_of(bins, key[q], value_of(key[q], order));
+                bool inside = start + q * BLOCK < count && key[q] > low && at != BINS && (all || at == bin);
+                mask |= (u32)inside << q;
+            }
+            ROLLED for (; mask; mask &= mask - 1) {
+                u32 i = start + lowest_bit(mask) * BLOCK, place = atomic_add(&list.few, 1);
+                if (place >= FEW) break;
+                list.few_keys[place] = key_at(tokens, i);
+                list.few_weights[place] = weigh == BY_COUNT ? 1 : mass_at(tokens, i);
+            }
         }
         barrier();
         if (uniform(list.few <= FEW)) break;
         // Too many in one bin: divide that, from its first token to its last.
-        u64 end = block_max(b, first);
-        bins = divided(~block_max(b, last) - 1, end, false);
+        u64 first = 0, last = 0;
+        ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) {
+            u64 key = key_at(tokens, i), value = value_of(key, order);
+            if (key <= low || bin_of(bins, key, value) != bin) continue;
+            first = value > first ? value : first;
+            last = ~value > last ? ~value : last;
+        }
+        first = block_max(b, first);
+        bins = divided(~block_max(b, last) - 1, first, false);
     }
     u64 before = above + few_before(list, list.few_weights, list.few, order);
     u32 mine = thread_index() / TEAM;

@@ -31,12 +31,11 @@ DEVICE u32 draw_by_slices(Row<T> &row, bool all, u64 low) {
 }
 
 // The questions in turn, to a list of all tokens above `low`, those that can be kept among them: which is the k-th, which the last of the
-// nucleus, which is drawn? False if `low`, an estimate, turns out to be too high.
+// nucleus, which is drawn? `kept` is the mass above `low`, or 0 if it is not known. False if `low`, an estimate, turns out to be too high.
 template <typename T>
-DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 low, u32 *id) {
+DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 low, u64 kept, u32 *id) {
     enum { KTH, NUCLEUS, DRAWN };
     Candidates &list = row.shared->list;
-    u64 kept = 0;  // the mass above `low`, where it is known
     ROLLED for (u32 ask = has_top_k(p, row.shared->vocab) ? KTH : has_top_p(p) ? NUCLEUS : DRAWN; ask <= DRAWN; ask++) {
         u64 x = p.top_k - 1;
         if (ask == KTH && uniform(list.count <= x)) {
@@ -59,7 +58,7 @@ DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 
         }
         if (ask == DRAWN) x = mul_hi(row.shared->random, kept);
         u64 bottom = ask == DRAWN ? ~row.shared->vocab : low, top = ask == DRAWN ? 0xffffffffu : row.shared->top;
-        Crossing found = crossing(list, uniform(list.count), list, row.block, ask == DRAWN ? BY_ID : BY_KEY, ask == KTH ? BY_COUNT : BY_MASS, low, bottom, top, x);
+        Crossing found = crossing<1>(list, uniform(list.count), list, row.block, ask == DRAWN ? BY_ID : BY_KEY, ask == KTH ? BY_COUNT : BY_MASS, low, bottom, top, x);
         *id = key_id(found.key);
         low = found.key - 1;
         kept = ask == NUCLEUS ? found.through : 0;
@@ -107,7 +106,7 @@ DEVICE bool draw_from_few(Row<T> &row, const RowParams &p, bool estimated, u32 *
 
 // The same whatever the list's length.
 template <typename T>
-DEVICE bool draw_from_list(Row<T> &row, const RowParams &p, bool estimated, u64 low, u32 *id) {
+DEVICE bool draw_from_list(Row<T> &row, const RowParams &p, bool estimated, u64 low, u64 kept, u32 *id) {
     if (uniform(row.shared->list.count <= FEW)) return draw_from_few(row, p, estimated, id);
-    return draw_from_many(row, p, estimated, low, id);
+    return draw_from_many(row, p, estimated, low, kept, id);
 }

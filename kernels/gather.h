@@ -81,12 +81,15 @@ DEVICE bool gather(Row<T> &row, float bound) {
         if (start + wave_index() * WAVE >= lanes) break;
         Four<T> four[AT_ONCE];
         u32 mask = 0;
+        u32 first[AT_ONCE];
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 lane = start + q * BLOCK + thread_index();
-            four[q] = read_four(logits_of(row), row.shared->vocab, lane < lanes ? groups[lane / 4] * GROUP + lane % 4 * 4 : row.shared->vocab);
+            first[q] = lane < lanes ? groups[lane / 4] * GROUP + lane % 4 * 4 : 0;
         }
-        // What is not there is -inf.
-        UNROLL for (u32 i = 0; i < AT_ONCE * 4; i++) mask |= (u32)(widen(four[i / 4].x[i % 4]) >= bound) << i;
+        read_fours<AT_ONCE>(logits_of(row), row.shared->vocab, first, four);
+        // What is beyond the vocabulary is -inf.
+        UNROLL for (u32 i = 0; i < AT_ONCE * 4; i++)
+            mask |= (u32)(widen(four[i / 4].x[i % 4]) >= bound && start + i / 4 * BLOCK + thread_index() < lanes) << i;
         if (!vote(mask != 0)) continue;
         u32 at = claim(&list.count, count_bits(mask));
         UNROLL for (u32 i = 0; i < AT_ONCE * 4; i++) {

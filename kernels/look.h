@@ -26,6 +26,10 @@ DEVICE Cut cut_of(u64 place, u32 j) {
     return {key_previous(place), key_logit(place), id < first + SLICE ? id : NO_TIES};
 }
 
+// Fours of its group that a lane reads at once. In waves of 64 the answer to each question takes two scalar registers, and with all tokens at
+// once they run out.
+#define FOURS_AT_ONCE (WAVE == 64 ? 1u : GROUP / 4)
+
 // What a lane has found: a bit for each of its tokens above the low place and for each above the high one, and what the latter weigh.
 struct Found {
     u32 low, high;
@@ -43,8 +47,9 @@ DEVICE Found find(const Seen &seen, u32 j, u32 first, u32 apart, SliceScale s, u
     Cut lower = cut_of(seen.low, j), upper = cut_of(seen.high, j);
     ROLLED for (u32 start = 0; start < GROUP; start += 4 * at_once) {
         Four<T> four[at_once];
-        UNROLL for (u32 q = 0; q < at_once; q++)
-            four[q] = read_four((const T *)seen.logits, seen.vocab, id_of(first, apart, start + 4 * q));
+        u32 ids[at_once];
+        UNROLL for (u32 q = 0; q < at_once; q++) ids[q] = id_of(first, apart, start + 4 * q);
+        read_fours<at_once>((const T *)seen.logits, seen.vocab, ids, four);
         UNROLL for (u32 i = 0; i < 4 * at_once; i++) {
             float z = widen(four[i / 4].x[i % 4]);
             u32 w = weight(s, z) >> shift, id = id_of(first, apart, start + i);
@@ -67,13 +72,16 @@ DEVICE bool has_ties(u64 place, u32 j) { return key_id(place) > j * SLICE && key
 // Lists those tokens of a lane that have a bit, and sums what they weigh. They are few, and to read them again is less than to keep all of
 // them in registers.
 template <typename T>
-DEVICE u32 list_between(const Seen &seen, u32 bits, u32 first, u32 apart, SliceScale s, u32 shift) {
+DEVICE u32 list_between(const Seen &seen, u32 bits, u32 first, u32 apart, SliceScale s, Shift shift) {
     u32 at = claim_on_device((u32 *)&seen.wide->tally.listed, count_bits(bits)), sum = 0;
-    ROLLED for (; bits; bits &= bits - 1) {
+    ROLLED for (; bits; bits &= bits - 1, at++) {
         u32 id = id_of(first, apart, lowest_bit(bits));
         float z = widen(((const T *)seen.logits)[id]);
-        sum += weight(s, z) >> shift;
-        if (at < LISTED) seen.wide->keys[at++] = key_of(z, id);
+        u32 w = s.some ? weight(s, z) : 0;
+        sum += w >> shift.right;
+        if (at >= LISTED) continue;
+        seen.wide->keys[at] = key_of(z, id);
+        seen.wide->masses[at] = pack_mass(w, shift);
     }
     return sum;
 }
@@ -102,6 +110,7 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
             }
             UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
                 u32 lane = start + q * BLOCK + thread_index(), hit = 0;
+                if (uniform(lane - lane_index() >= lanes)) break;
                 float threshold = cut_of(seen.low, begin + lane / (GROUPS / 4)).threshold;
                 UNROLL for (u32 c = 0; c < 4; c++) hit |= (u32)(four[q].x[c] > threshold && lane < lanes) << c;
                 u32 of_slice = count_bits(hit);
@@ -122,18 +131,19 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
         barrier();
         u32 count = uniform(seen.hits);
         ROLLED for (u32 start = wave_index() * WAVE; start < count; start += BLOCK) {
-            // Lanes without a group read what is not there.
+            // Lanes without a group read the first, and forget it.
             bool some = start + lane_index() < count;
             u32 hit = some ? hits[start + lane_index()] : 0, group = hit & ~ALL_OF_SLICE, in_chunk = group / GROUPS, j = begin + in_chunk;
             bool all = hit & ALL_OF_SLICE;
-            u32 id = some ? j * SLICE + group % GROUPS * (all ? 4 : GROUP) : seen.vocab, apart = all ? SLICE / 4 : 4;
+            u32 id = some ? j * SLICE + group % GROUPS * (all ? 4 : GROUP) : 0, apart = all ? SLICE / 4 : 4;
             SliceScale s = scale_of(seen, j);
             Shift shift = shift_of(s, seen.unit);
             Found found = vote(has_ties(seen.low, j) || has_ties(seen.high, j)) ? find<T, at_once, true>(seen, j, id, apart, s, shift.right)
                                                                                 : find<T, at_once, false>(seen, j, id, apart, s, shift.right);
+            if (!some) found = {0, 0, 0};
             u32 between = found.low & ~found.high, mass = 0;
-            if (vote(between != 0)) mass = list_between<T>(seen, between, id, apart, s, shift.right);
-            if (!s.some) found.mass = mass = 0;
+            if (vote(between != 0)) mass = list_between<T>(seen, between, id, apart, s, shift);
+            if (!s.some) found.mass = 0;
             if (found.mass) {
                 atomic_add(&sums[in_chunk], found.mass & 0xffffu);
                 atomic_add(&sums[CHUNK + in_chunk], found.mass >> 16);

@@ -10,9 +10,6 @@
 #define GROUPS 32u
 #define GROUP (SLICE / GROUPS)
 
-// Reads of four tokens that a lane waits for together.
-#define AT_ONCE 4u
-
 // What one launch has worked out, and the next would need again.
 struct State {
     Scale scale;
@@ -46,9 +43,10 @@ struct Wide {
     State state;
     Tally tally;
     u64 keys[LISTED];
+    u32 masses[LISTED];  // packed
 };
 // The host's room for it.
-#define WIDE_WORDS 5664u
+#define WIDE_WORDS 8480u
 static_assert(sizeof(Wide) <= WIDE_WORDS * 8, "the host allocates it");
 
 DEVICE GLOBAL Wide *wide_of(u64 *wide, u32 row) { return (GLOBAL Wide *)(wide + (u64)row * WIDE_WORDS); }
@@ -59,6 +57,12 @@ struct Division {
     float width;       // logits to a bin
     u64 low, high;
     u32 shift;  // 2^shift places are a part
+};
+
+// What a sample has below the bins, in all, and above the bins.
+struct Outside {
+    float below, all;
+    u32 over;
 };
 
 // A row for a block, in shared memory.
@@ -74,7 +78,10 @@ struct Seen : State {
     RowParams params;
     Scratch scratch;
     Division division;
-    float outside;  // the division
+    Outside outside;
+    // The sample below the pivots (aim.h).
+    u32 count_below[2];
+    float below_low;
     u32 hits;
 };
 
@@ -115,7 +122,7 @@ DEVICE u32 packed_mass(const Seen &seen, u64 key) {
 
 // The tokens that a look has listed, for `crossing`.
 DEVICE u64 key_at(const Seen &seen, u32 i) { return seen.wide->keys[i]; }
-DEVICE u64 mass_at(const Seen &seen, u32, u64 key) { return unpack_mass(packed_mass(seen, key)); }
+DEVICE u64 mass_at(const Seen &seen, u32 i) { return unpack_mass(seen.wide->masses[i]); }
 
 // Gives the candidates their masses.
 template <typename T>

@@ -117,13 +117,14 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
     const RowParams &p = shared.params;
     u32 *room = (u32 *)shared.list.keys, weigh = has_top_k(p, shared.vocab) ? BY_COUNT : BY_MASS, id;
     static_assert(ROOM_WORDS <= 2 * CAPACITY, "the candidates' room is enough");
+    Four<T> none[1];
     if (looked && uniform(shared.tally.counts >> 32 == 0 && shared.tally.listed <= CAPACITY)) {
         load_listed(row);
-        if (draw_from_list(row, p, true, shared.low, &id)) return id;
+        if (draw_from_list(row, p, true, shared.low, shared.tally.masses[0], &id)) return id;
     }
     if (!looked || has_min_p(p)) {
         float bound = bound_of(row);
-        if (uniform(bound > NEG_INF) && gather(row, bound) && draw_from_list(row, p, false, below_logit(bound), &id)) return id;
+        if (uniform(bound > NEG_INF) && gather(row, bound) && draw_from_list(row, p, false, below_logit(bound), 0, &id)) return id;
     }
     for (;;) {
         bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !has_top_p(p)));
@@ -145,7 +146,7 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
                 barrier();
             }
             if (uniform(shared.looks < LOOKS_BY_SAMPLE))
-                aim<T, false>(shared, row.block, room, (Weigh)weigh);
+                aim<T, 1, false>(shared, row.block, room, (Weigh)weigh, none);
             else
                 aim_at_thirds(shared);
         }
@@ -242,7 +243,11 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     u64 my_mass = t < slices ? mass[(u64)index * slices + t] : 0;
     bool looks = may_be_wide(p, vocab);
     u64 top = 0;
+    Four<T> sample[SAMPLE_READS / 2];
     if (looks) {
+        u32 step = sample_step(vocab);
+        const T *row = logits + index * stride;
+        read_sample<SAMPLE_READS / 2>(sample, row, vocab, sample_first(row, step), sample_stride(step));
         place_row(seen, logits, stride, vocab, params, largest, groups, mass, kept, wide);
         top = first_slice(largest + (u64)index * slices, slices, my_largest, block);
         float most = key_logit(top);
@@ -264,9 +269,9 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     barrier();
     // If they are few, or what is sought next is sought among them, all is listed.
     u32 most = weigh == BY_COUNT && p.top_k <= MAX_K_LISTED ? BETTER_THAN_ENOUGH : FEW / 4 * 3;
-    if (aim<T, true>(seen, block, room, weigh) <= most && t == 0) seen.high = seen.ceiling;
+    if (aim<T, SAMPLE_READS / 2, true>(seen, block, room, weigh, sample) <= most && t == 0) seen.high = seen.ceiling;
     u32 each = (slices + blocks - 1) / blocks, first = block_index_y() * each;
-    Tally found = look_at<T, GROUP / 4>(seen, block, room, first, first + each < slices ? first + each : slices);
+    Tally found = look_at<T, FOURS_AT_ONCE>(seen, block, room, first, first + each < slices ? first + each : slices);
     if (t == 0) {
         atomic_add_on_device((u64 *)&mine->tally.counts, found.counts);
         atomic_add_on_device((u64 *)&mine->tally.masses[0], found.masses[0]);

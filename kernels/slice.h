@@ -85,6 +85,21 @@ DEVICE Four<T> read_four(const T *row, u32 vocab, u32 first) {
     return {a, b, c, d};
 }
 
+// Several fours, as they are in memory, in one go if all are aligned and there.
+template <u32 count, typename T>
+DEVICE void read_fours(const T *row, u32 vocab, const u32 *first, Four<T> *four) {
+    bool whole = (u64)row % sizeof(Four<T>) == 0;
+    UNROLL for (u32 q = 0; q < count; q++) whole = whole && first[q] + 4 <= vocab;
+    if (LIKELY(whole)) {
+        UNROLL for (u32 q = 0; q < count; q++) four[q] = *(const Four<T> *)(row + first[q]);
+    } else {
+        UNROLL for (u32 i = 0; i < count * 4; i++) {
+            u32 id = first[i / 4] + i % 4;
+            four[i / 4].x[i % 4] = id < vocab ? row[id] : masked(T());
+        }
+    }
+}
+
 // A lane's share of a slice, which is read before any of it is looked at.
 template <typename T>
 DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {

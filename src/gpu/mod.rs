@@ -30,7 +30,7 @@ use crate::params::{RowParams, TopKTopP};
 pub(crate) const BLOCK: u32 = 512;
 
 /// The files of `kernels/`, in the order in which they include each other.
-const HEADERS: [&str; 11] = [
+const HEADERS: [&str; 12] = [
     include_str!("../../kernels/portable.h"),
     include_str!("../../kernels/definition.h"),
     include_str!("../../kernels/slice.h"),
@@ -40,6 +40,7 @@ const HEADERS: [&str; 11] = [
     include_str!("../../kernels/read.h"),
     include_str!("../../kernels/gather.h"),
     include_str!("../../kernels/look.h"),
+    include_str!("../../kernels/aim.h"),
     include_str!("../../kernels/search.h"),
     include_str!("../../kernels/draw.h"),
 ];

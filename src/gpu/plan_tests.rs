@@ -171,8 +171,8 @@ fn a_draw_is_two_uploads_and_three_launches() {
     for (wave, blocks, per_block) in [(32, 1, 16), (64, 2, 8)] {
         let gpu = Recorder::new(wave);
         let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
-        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 4 bytes, 8 bytes twice; and 5,664 words.
-        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 480, 30, 30, 16_992]);
+        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 4 bytes, 8 bytes twice; and 8,480 words.
+        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 480, 30, 30, 25_440]);
         let params = params(&[7, 8, 9]);
         let logits = logits(DType::BF16, 3, 5000, 5003);
         draw(&mut rows, &gpu, &logits, &params, &[1, u64::MAX, 1 << 40]).unwrap();

@@ -31,7 +31,7 @@ pub(crate) struct Rows<G: Gpu> {
 const PARAM_WORDS: usize = size_of::<DeviceParams>() / size_of::<u64>();
 
 /// Words of a row in `wide`, as in `kernels/row.h`.
-pub(super) const WIDE_WORDS: usize = 5664;
+pub(super) const WIDE_WORDS: usize = 8480;
 
 /// What a row's block gathers in shared memory, as in `kernels/candidates.h`.
 pub(super) const CAPACITY: usize = 3584;
