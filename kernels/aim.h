@@ -87,8 +87,8 @@ DEVICE void read_sample(Four<T> *four, const T *logits, u32 vocab, u32 id, u32 s
     }
 }
 
-// Counts a half of the sample in bins, `at_once` reads at a time, of which the first have been made if `read`. By logits, and all of them, if
-// `open`; otherwise those in (d.low, d.high].
+// Counts a half of the sample in bins, `at_once` reads at a time, of which the first have been made if `read`. All of them, by logits, if `open`;
+// otherwise those in (d.low, d.high], by places.
 template <typename T, u32 at_once, bool open>
 DEVICE void count_sample(const Seen &seen, u32 *bins, Four<T> *four, bool read, u32 first, u32 stride) {
     const Division &d = seen.division;
@@ -99,15 +99,14 @@ DEVICE void count_sample(const Seen &seen, u32 *bins, Four<T> *four, bool read, 
         read = false;
         UNROLL for (u32 i = 0; i < at_once * 4; i++) {
             float z = widen(four[i / 4].x[i % 4]);
-            u32 bin = 0, id = at + i / 4 * stride + i % 4;
-            if (open || each > 0.0f) {
+            u32 bin, id = at + i / 4 * stride + i % 4;
+            if (open) {
                 float down = (most - z) * each;
                 bin = SAMPLE_BINS - 1 - (u32)(down < SAMPLE_BINS - 1.0f ? down : SAMPLE_BINS - 1.0f);
-            }
-            if (!open) {
+            } else {
                 u64 key = key_of(z, id);
-                if (each == 0.0f) bin = (u32)((key - low - 1) >> d.shift);
-                if (key <= low || key > high) bin = SAMPLE_BINS + lane_index();
+                if (key <= low || key > high) continue;
+                bin = (u32)((key - low - 1) >> d.shift);
             }
             // Tokens that belong to none have bins of their own, and cost no branch.
             if (id - i % 4 + 4 > seen.vocab) bin = SAMPLE_BINS + lane_index();
@@ -122,21 +121,22 @@ DEVICE u32 count_of(const u32 *bins, u32 bin, u32 together) {
 
 // Sets the pivots as near as the bins tell, `together` bins at a time, and says about how many tokens are above each of them. `apart`: one token in
 // so many is in the sample.
-DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, u32 together, u32 apart, u32 *above_low, u32 *above_high) {
+template <u32 together>
+DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, bool whole_sample, u32 apart, u32 *above_low, u32 *above_high) {
     const Division &d = seen.division;
     SliceScale s = slice_scale(seen.scale, key_logit(seen.top), NEGLIGIBLE);
     float *weighs = (float *)(bins + SAMPLE_BINS + WAVE);
     float fine = seen.vocab > FINE_SAMPLE_OF ? 1.0f / 64.0f : 1.0f;
     u32 mine = thread_index() * BINS_A_THREAD, end = mine + BINS_A_THREAD;
     u64 sum = 0, total;
-    ROLLED for (u32 bin = mine; bin < end; bin += together) {
+    UNROLL for (u32 bin = mine; bin < end; bin += together) {
         float w = weigh == BY_COUNT ? 1.0f : unrounded(s, middle_of(d, bin, together)) * fine;
         u32 count = count_of(bins, bin, together);
         weighs[bin] = w;
         sum += (u64)((float)count * w) << SAMPLE_BITS | count;
     }
     u64 before = block_prefix(b, sum, &total);
-    float below = seen.outside.below + (float)(before >> SAMPLE_BITS), all = d.each > 0.0f ? (float)(total >> SAMPLE_BITS) : seen.outside.all;
+    float below = seen.outside.below + (float)(before >> SAMPLE_BITS), all = seen.outside.all > 0.0f ? seen.outside.all : (float)(total >> SAMPLE_BITS);
 
     // What the sample should have at or below the place: as much as the row has there or, from above, less than all by what the row has
     // there. At first what is light is better known than what is heavy; once looks have told the sums at both ends, the nearer is.
@@ -146,7 +146,7 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, u32 togethe
     float want = from_above ? all - head : tail, whole = 1.0f / all;
     // The pivots' bins: the highest that is surely too low, the lowest that is surely too high.
     u32 ends[2] = {0, 0};
-    ROLLED for (u32 bin = mine; bin < end; bin += together) {
+    UNROLL for (u32 bin = mine; bin < end; bin += together) {
         float off = below - want, part = from_above ? all - below : below, w = weighs[bin];
         // A sum's variance is the sum of the squared weights. From below they are this place's at most and vary: half of that where the
         // tail is long, nearly all where it is short.
@@ -160,7 +160,7 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, u32 togethe
     // Whoever has the bin says what is below it.
     u32 low_bin = ends[0], high_bin = SAMPLE_BINS - ends[1], count = before & ((1u << SAMPLE_BITS) - 1);
     below = seen.outside.below + (float)(before >> SAMPLE_BITS);
-    ROLLED for (u32 bin = mine; bin < end; bin += together) {
+    UNROLL for (u32 bin = mine; bin < end; bin += together) {
         if (bin == low_bin) {
             seen.below_low = below;
             seen.count_below[0] = count;
@@ -182,7 +182,7 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, u32 togethe
     }
     barrier();
     // For the division of what is left; with half of the sample that is not known well enough yet.
-    if (thread_index() == 0 && together == 1) seen.outside = {seen.below_low, all, *above_high / apart};
+    if (thread_index() == 0 && whole_sample) seen.outside = {seen.below_low, all, *above_high / apart};
 }
 
 // Sets the pivots as near as a sample tells, and says about how many tokens are above the lower one. `first`: the place may be anywhere in the
@@ -190,12 +190,12 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, u32 togethe
 template <typename T, u32 at_once, bool first>
 DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh, Four<T> *four) {
     float most = key_logit(seen.top), least = most;
-    if (weigh == BY_COUNT) {
+    if (first && weigh == BY_COUNT) {
         u64 rank = thread_index() < seen.slices ? ~rank_of(seen.largest[thread_index()]) : 0;
         least = unrank(~(u32)block_max(b, rank));
     }
     if (thread_index() == 0) {
-        divide(seen.division, most, bins_to_a_logit(seen, weigh, most, least), seen.bottom, seen.ceiling);
+        divide(seen.division, most, first ? bins_to_a_logit(seen, weigh, most, least) : 0.0f, seen.bottom, seen.ceiling);
         seen.outside = {0.0f, 0.0f, 0};
     }
     u32 step = sample_step(seen.vocab), id = sample_first((const T *)seen.logits, step), stride = sample_stride(step), above_low, above_high;
@@ -214,7 +214,10 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh, Four<T> *four) {
         }
         barrier();
         u64 left = seen.division.high - seen.division.low;
-        set_pivots(seen, b, bins, weigh, pass == 0 ? BINS_A_THREAD : 1, pass == 0 ? 2 * step : step, &above_low, &above_high);
+        if (pass == 0 || !first)
+            set_pivots<BINS_A_THREAD>(seen, b, bins, weigh, pass > 0, pass > 0 ? step : 2 * step, &above_low, &above_high);
+        else
+            set_pivots<1>(seen, b, bins, weigh, true, step, &above_low, &above_high);
         bool closer = seen.high - seen.low < left / 4;
         if (uniform(above_low - above_high <= (pass == 0 ? BETTER_THAN_ENOUGH : ENOUGH) || pass == MAX_PASSES || (pass > 1 && !closer)))
             return above_low;

@@ -92,7 +92,8 @@ template <typename T, u32 at_once>
 DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
     u32 *sums = room;
     u16 *hits = (u16 *)(room + 2 * CHUNK);
-    u64 totals[3] = {0, 0, 0};
+    u32 counts = 0;  // a thread's fit 16 bits: of 2^24 tokens, it has 2^15
+    u64 between = 0, high = 0;
     ROLLED for (u32 begin = first; begin < last; begin += CHUNK) {
         u32 slices = last - begin < CHUNK ? last - begin : CHUNK;
         if (thread_index() < CHUNK) sums[thread_index()] = sums[CHUNK + thread_index()] = 0;
@@ -141,24 +142,26 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
             Found found = vote(has_ties(seen.low, j) || has_ties(seen.high, j)) ? find<T, at_once, true>(seen, j, id, apart, s, shift.right)
                                                                                 : find<T, at_once, false>(seen, j, id, apart, s, shift.right);
             if (!some) found = {0, 0, 0};
-            u32 between = found.low & ~found.high, mass = 0;
-            if (vote(between != 0)) mass = list_between<T>(seen, between, id, apart, s, shift);
+            u32 bits = found.low & ~found.high, mass = 0;
+            if (vote(bits != 0)) mass = list_between<T>(seen, bits, id, apart, s, shift);
             if (!s.some) found.mass = 0;
             if (found.mass) {
                 atomic_add(&sums[in_chunk], found.mass & 0xffffu);
                 atomic_add(&sums[CHUNK + in_chunk], found.mass >> 16);
             }
-            totals[0] += count_bits(found.low) | (u64)count_bits(found.high) << 32;
-            totals[1] += ((u64)mass + found.mass) << shift.left;
-            totals[2] += (u64)found.mass << shift.left;
+            counts += count_bits(found.low) | count_bits(found.high) << 16;
+            between += (u64)mass << shift.left;
         }
         barrier();
         if (thread_index() < slices) {
-            u64 sum = sums[thread_index()] + ((u64)sums[CHUNK + thread_index()] << 16);
             u32 j = begin + thread_index();
-            seen.kept[j] = sum << shift_of(scale_of(seen, j), seen.unit).left;
+            u64 sum = sums[thread_index()] + ((u64)sums[CHUNK + thread_index()] << 16);
+            sum <<= shift_of(scale_of(seen, j), seen.unit).left;
+            seen.kept[j] = sum;
+            high += sum;
         }
     }
+    u64 totals[3] = {(counts & 0xffffu) | (u64)(counts >> 16) << 32, between, high};
     block_sums<3>(b, totals);
-    return {totals[0], {totals[1], totals[2]}, 0, true};
+    return {totals[0], {totals[1] + totals[2], totals[2]}, 0, true};
 }

@@ -23,9 +23,9 @@ DEVICE bool is_bounded_by_slices(u32 top_k, u32 vocab) {
     return uniform(top_k <= MAX_K_BY_SLICES && top_k * 8 <= (vocab + SLICE - 1) / SLICE * 7);
 }
 
-// Rows of which `look` finds out what to keep, before they are drawn from.
+// Rows of which `look` finds out what to keep, before they are drawn from, where the vocabulary is above CAPACITY.
 DEVICE bool may_be_wide(const RowParams &p, u32 vocab) {
-    if (vocab <= CAPACITY || uniform(p.flags & GREEDY)) return false;
+    if (uniform(p.flags & GREEDY)) return false;
     return has_top_k(p, vocab) ? !is_bounded_by_slices(p.top_k, vocab) : has_top_p(p);
 }
 
@@ -228,7 +228,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }
 }
 
-// The launch between, `blocks` blocks a row. Each sets the same pivots for itself.
+// The launch between, for vocabularies above CAPACITY, `blocks` blocks a row. Each sets the same pivots for itself.
 template <typename T>
 DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const float *groups,
                     u64 *mass, u64 *kept, u64 *wide, u32 blocks) {
@@ -241,13 +241,13 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     // Asked for before anything is known, lest it be waited for one after the other.
     float my_largest = t < slices ? largest[(u64)index * slices + t] : NEG_INF;
     u64 my_mass = t < slices ? mass[(u64)index * slices + t] : 0;
+    const T *row = logits + index * stride;
+    u32 step = sample_step(vocab);
+    Four<T> sample[SAMPLE_READS / 2];
+    read_sample<SAMPLE_READS / 2>(sample, row, vocab, sample_first(row, step), sample_stride(step));
     bool looks = may_be_wide(p, vocab);
     u64 top = 0;
-    Four<T> sample[SAMPLE_READS / 2];
     if (looks) {
-        u32 step = sample_step(vocab);
-        const T *row = logits + index * stride;
-        read_sample<SAMPLE_READS / 2>(sample, row, vocab, sample_first(row, step), sample_stride(step));
         place_row(seen, logits, stride, vocab, params, largest, groups, mass, kept, wide);
         top = first_slice(largest + (u64)index * slices, slices, my_largest, block);
         float most = key_logit(top);

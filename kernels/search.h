@@ -45,12 +45,52 @@ template <typename T>
 DEVICE void load_listed(Row<T> &row) {
     Candidates &list = row.shared->list;
     u32 listed = uniform(row.shared->tally.listed);
-    UNROLL_SOME for (u32 i = thread_index(); i < listed; i += BLOCK) {
-        list.keys[i] = row.shared->wide->keys[i];
-        list.masses[i] = row.shared->wide->masses[i];
+    ROLLED for (u32 start = thread_index(); start < listed; start += BLOCK * AT_ONCE) {
+        u64 key[AT_ONCE];
+        u32 mass[AT_ONCE];
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+            u32 i = start + q * BLOCK < listed ? start + q * BLOCK : start;
+            key[q] = row.shared->wide->keys[i];
+            mass[q] = row.shared->wide->masses[i];
+        }
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+            u32 i = start + q * BLOCK;
+            if (i >= listed) break;
+            list.keys[i] = key[q];
+            list.masses[i] = mass[q];
+        }
     }
     if (thread_index() == 0) list.count = listed;
     barrier();
+}
+
+// Adds the masses of those listed tokens that come before `end`, or are there, to those of their slices: by halves, in shared memory.
+template <typename T>
+DEVICE void keep_listed(Row<T> &row, u32 count, u64 end) {
+    Shared &shared = *row.shared;
+    const Seen &seen = shared;
+    u32 *sums = (u32 *)shared.list.keys;
+    ROLLED for (u32 begin = 0; begin < shared.slices; begin += CAPACITY) {
+        u32 slices = shared.slices - begin < CAPACITY ? shared.slices - begin : CAPACITY;
+        ROLLED for (u32 i = thread_index(); i < 2 * slices; i += BLOCK) sums[i] = 0;
+        barrier();
+        ROLLED for (u32 start = thread_index(); start < count; start += BLOCK * AT_ONCE) {
+            u64 key[AT_ONCE], mass[AT_ONCE];
+            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+                u32 i = start + q * BLOCK < count ? start + q * BLOCK : start;
+                key[q] = key_at(seen, i);
+                mass[q] = mass_at(seen, i);
+            }
+            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+                u32 j = key_id(key[q]) / SLICE - begin;
+                if (start + q * BLOCK >= count || key[q] < end || j >= slices) continue;
+                atomic_add(&sums[j], (u32)mass[q] & ((1u << LOW_BITS) - 1));
+                atomic_add(&sums[slices + j], (u32)(mass[q] >> LOW_BITS));
+            }
+        }
+        barrier();
+        ROLLED for (u32 j = thread_index(); j < slices; j += BLOCK) shared.kept[begin + j] += sums[j] + ((u64)sums[slices + j] << LOW_BITS);
+    }
 }
 
 // What a look from row.low and row.high has found decides, of the tokens above row.lowest, the place below the one at which the running sum
@@ -66,16 +106,7 @@ DEVICE u64 judge(Row<T> &row, Weigh weigh) {
         u32 count = uniform(shared.tally.listed);
         const Seen &seen = shared;
         u64 end = crossing<AT_ONCE>(seen, count, shared.list, row.block, BY_KEY, weigh, shared.low, shared.low, shared.high, shared.x - above_high).key;
-        ROLLED for (u32 start = thread_index(); start < count; start += BLOCK * AT_ONCE) {
-            u64 key[AT_ONCE], mass[AT_ONCE];
-            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-                u32 i = start + q * BLOCK < count ? start + q * BLOCK : start;
-                key[q] = key_at(seen, i);
-                mass[q] = mass_at(seen, i);
-            }
-            UNROLL for (u32 q = 0; q < AT_ONCE; q++)
-                if (start + q * BLOCK < count && key[q] >= end) atomic_add((u64 *)&shared.kept[key_id(key[q]) / SLICE], mass[q]);
-        }
+        keep_listed(row, count, end);
         return end - 1;
     }
     if (thread_index() == 0) {

@@ -92,7 +92,7 @@ static void sample(FILE *file, const Case &c) {
     launch(c.rows, blocks,
            [&] { Kernels<T>::slices(first, c.stride, c.vocab, params, 0, step, largest, groups, mass, wide); });
     // The look at rows that may be wide is two blocks' work, or left to the block that draws.
-    u32 looking = one_launch ? 0 : 2;
+    u32 looking = one_launch || c.vocab <= CAPACITY ? 0 : 2;
     if (looking) {
         launch(c.rows, looking, [&] {
             Kernels<T>::look(first, c.stride, c.vocab, params, largest, groups, mass, kept, wide, looking);
