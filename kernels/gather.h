@@ -99,10 +99,7 @@ DEVICE bool gather(Row<T> &row, float bound) {
         }
     }
     barrier();
-    bool fit = uniform(list.count <= CAPACITY);
-    if (fit)
-        weigh_list(row);
-    else
-        barrier();
-    return fit;
+    if (uniform(list.count > CAPACITY)) return false;
+    weigh_list(row);
+    return true;
 }

@@ -152,7 +152,6 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
         }
         if (!looked) {
             if (thread_index() == 0) shared.wide->tally.listed = 0;
-            barrier();
             Tally found = look_at<T, 1>(shared, row.block, room, 0, shared.slices);
             if (thread_index() == 0) {
                 shared.tally = found;
@@ -266,7 +265,6 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         seen.whole = whole;
         begin(seen, seen.params, weigh, LOWEST_KEY, whole);
     }
-    barrier();
     // If they are few, or what is sought next is sought among them, all is listed.
     u32 most = weigh == BY_COUNT && p.top_k <= MAX_K_LISTED ? BETTER_THAN_ENOUGH : FEW / 4 * 3;
     if (aim<T, SAMPLE_READS / 2, true>(seen, block, room, weigh, sample) <= most && t == 0) seen.high = seen.ceiling;

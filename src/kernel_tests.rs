@@ -430,6 +430,15 @@ fn a_missing_barrier_is_noticed() {
     let params = [new(), new().temperature(9.0).top_p(0.9)];
     let large: Vec<_> = params.map(|p| (row.clone(), p)).into();
     cases.push(sample::<f32>("more slices than threads", &large, place));
+    let rows_of = rows(20_000, 0);
+    let special = [
+        (5, new()),
+        (5, new().top_p(0.9)),
+        (13, new().top_k(5000)),
+        (13, new().top_k(30).top_p(0.8).min_p(0.02)),
+    ];
+    let special = special.map(|(row, params)| (rows_of[row].clone(), params));
+    cases.push(sample::<f32>("far from zero, or mostly nothing", &special, place));
     cases.push(elementwise(1, &rows(1003, 0), 0, ops::softmax));
     cases.push(elementwise(2, &rows(1003, 0)[..4], 0, ops::prefix_sum));
     harness.write(&cases);
