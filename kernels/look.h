@@ -111,7 +111,7 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
             }
             UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
                 u32 lane = start + q * BLOCK + thread_index(), hit = 0;
-                if (uniform(lane - lane_index() >= lanes)) break;
+                if (uniform(lane - lane_index() >= lanes)) continue;
                 float threshold = cut_of(seen.low, begin + lane / (GROUPS / 4)).threshold;
                 UNROLL for (u32 c = 0; c < 4; c++) hit |= (u32)(four[q].x[c] > threshold && lane < lanes) << c;
                 u32 of_slice = count_bits(hit);

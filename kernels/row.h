@@ -128,7 +128,8 @@ DEVICE u64 mass_at(const Seen &seen, u32 i) { return unpack_mass(seen.wide->mass
 template <typename T>
 DEVICE void weigh_list(Row<T> &row) {
     Candidates &list = row.shared->list;
-    UNROLL_SOME for (u32 i = thread_index(); i < uniform(list.count); i += BLOCK) list.masses[i] = packed_mass(*row.shared, list.keys[i]);
+    u32 count = uniform(list.count);
+    ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) list.masses[i] = packed_mass(*row.shared, list.keys[i]);
     barrier();
 }
 

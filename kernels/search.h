@@ -55,9 +55,10 @@ DEVICE void load_listed(Row<T> &row) {
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 i = start + q * BLOCK;
-            if (i >= listed) break;
-            list.keys[i] = key[q];
-            list.masses[i] = mass[q];
+            if (i < listed) {
+                list.keys[i] = key[q];
+                list.masses[i] = mass[q];
+            }
         }
     }
     if (thread_index() == 0) list.count = listed;
