@@ -438,7 +438,11 @@ fn a_missing_barrier_is_noticed() {
         (13, new().top_k(30).top_p(0.8).min_p(0.02)),
     ];
     let special = special.map(|(row, params)| (rows_of[row].clone(), params));
-    cases.push(sample::<f32>("far from zero, or mostly nothing", &special, place));
+    cases.push(sample::<f32>(
+        "far from zero, or mostly nothing",
+        &special,
+        place,
+    ));
     cases.push(elementwise(1, &rows(1003, 0), 0, ops::softmax));
     cases.push(elementwise(2, &rows(1003, 0)[..4], 0, ops::prefix_sum));
     harness.write(&cases);

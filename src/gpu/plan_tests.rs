@@ -18,7 +18,13 @@ use std::cell::{Cell, RefCell};
 
 /// What [`Rows`] allocate, in this order.
 const NAMES: [&str; 7] = [
-    "params", "positions", "largest", "groups", "mass", "kept", "wide",
+    "params",
+    "positions",
+    "largest",
+    "groups",
+    "mass",
+    "kept",
+    "wide",
 ];
 const LOGITS: u64 = 1 << 60;
 const IDS: u64 = 1 << 61;
@@ -226,7 +232,13 @@ fn large_batches_read_several_slices_a_wave_and_look_with_fewer_blocks() {
     };
     let grids_of = |rows, reading, looking| [[rows, reading], [rows, looking], [rows, 1]];
     // 297 slices are 19 blocks of 16 waves.
-    for (rows, reading, looking) in [(1, 19, 32), (64, 19, 4), (512, 10, 1), (5000, 1, 1)] {
+    for (rows, reading, looking) in [
+        (1, 19, 32),
+        (8, 19, 16),
+        (64, 19, 4),
+        (512, 10, 1),
+        (5000, 1, 1),
+    ] {
         assert_eq!(
             grids(rows),
             grids_of(rows, reading, looking).map(|grid| json!(grid))

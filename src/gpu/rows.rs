@@ -39,9 +39,9 @@ pub(super) const CAPACITY: usize = 3584;
 /// Top-k up to here is bounded by the slices' largest logits, as in `kernels/sample.hip`.
 pub(super) const MAX_K_BY_SLICES: u32 = 160;
 
-/// Blocks that look at rows again together, and at one of them. Each first finds out where to look, so they should not be more than a
-/// large GPU runs at once, nor more than it takes to read a row in one go.
-const LOOKING_BLOCKS: usize = 256;
+/// Blocks that look at rows again together: one for each multiprocessor of a large GPU.
+const LOOKING_BLOCKS: usize = 128;
+/// More would not be faster at reading a row; each first finds out where to look.
 const LOOKING_BLOCKS_A_ROW: usize = 32;
 
 /// Whether the summaries alone do not tell where the row's kept tokens are, as in `kernels/sample.hip`.
@@ -147,7 +147,10 @@ impl<G: Gpu> Rows<G> {
         let kept = Argument::Address(G::address(&self.kept));
         let wide = Argument::Address(G::address(&self.wide));
         // SAFETY: the caller vouches for the logits, and the summaries fit.
-        unsafe { self.summaries.read(gpu, logits, &self.params, false, wide)? };
+        unsafe {
+            self.summaries
+                .read(gpu, logits, &self.params, false, wide)?
+        };
         let draw = |after_look: bool| {
             let arguments = [
                 address,
@@ -169,8 +172,9 @@ impl<G: Gpu> Rows<G> {
         if !params.iter().any(|row| may_be_wide(row, vocab)) {
             return draw(false);
         }
-        let most = LOOKING_BLOCKS_A_ROW.min(slices(vocab));
-        let blocks = (LOOKING_BLOCKS / rows).clamp(1, most);
+        // Where a row would have few, two on a multiprocessor are better than half as many.
+        let blocks = (LOOKING_BLOCKS / rows).max((2 * LOOKING_BLOCKS / rows).min(4));
+        let blocks = blocks.clamp(1, LOOKING_BLOCKS_A_ROW.min(slices(vocab)));
         let arguments = [
             address,
             stride,
