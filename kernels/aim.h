@@ -1,12 +1,12 @@
 // Where to look: pivots around the place that is sought, from a sample of the row.
 //
-// The sample's tokens are counted in bins of the order. What they weigh at or below a bin's begin is an estimate of what the row has there, and the
-// sample's own variance says how far it may be off. All blocks that look at a row do it, and get the same.
+// The sample's tokens are counted in bins of the order. What they weigh at or below a bin's begin is an estimate of what the row has there,
+// and the sample's own variance says how far it may be off. All blocks that look at a row do it, and get the same.
 #pragma once
 #include "row.h"
 
-// The sample: groups of 16 tokens, spread over the row, at first half of them. They are so many reads of four tokens a thread, or more where the
-// row is so long that the groups would be further apart than this, because the list between the pivots does not grow with the row.
+// The sample: groups of 16 tokens, spread over the row, at first half of them. They are so many reads of four tokens a thread, or more
+// where the row is so long that the groups would be further apart than this, because the list between the pivots does not grow with the row.
 #define SAMPLE_READS 8u
 #define COARSEST 16u
 #define BINS_A_THREAD 4u
@@ -15,7 +15,8 @@
 #define AIM_WORDS (2 * SAMPLE_BINS + WAVE)
 // How many standard deviations the sample may be off, squared: 3.25. One row in a thousand is off by more, and takes another look.
 #define DEVIATIONS 10.5625f
-// A pivot is near enough if a list has room for this many tokens, which may turn out to be more. With half of the sample, less is to be hoped for.
+// A pivot is near enough if a list has room for this many tokens, which may turn out to be more. With half of the sample, fewer may be hoped
+// for.
 #define ENOUGH (LISTED / 8 * 7)
 #define BETTER_THAN_ENOUGH (CAPACITY / 4 * 3)
 #define MAX_PASSES 8u
@@ -68,8 +69,8 @@ DEVICE u32 sample_step(u32 vocab) {
     return step < COARSEST ? step : COARSEST;
 }
 
-// The first token that a thread reads of a half of the sample, and how much further on the next is. Four lanes read a group, or the aligned tokens
-// next to it.
+// The first token that a thread reads of a half of the sample, and how much further on the next is. Four lanes read a group, or the
+// aligned tokens next to it.
 template <typename T>
 DEVICE u32 sample_first(const T *logits, u32 step) {
     u32 unaligned = (u32)((u64)logits % sizeof(Four<T>) / sizeof(T));
@@ -119,8 +120,8 @@ DEVICE u32 count_of(const u32 *bins, u32 bin, u32 together) {
     return together == 1 ? bins[bin] : bins[bin] + bins[bin + 1] + bins[bin + 2] + bins[bin + 3];
 }
 
-// Sets the pivots as near as the bins tell, `together` bins at a time, and says about how many tokens are above each of them. `apart`: one token in
-// so many is in the sample.
+// Sets the pivots as near as the bins tell, `together` bins at a time, and says about how many tokens are above each of them. `apart`: one
+// token in so many is in the sample.
 template <u32 together>
 DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, bool whole_sample, u32 apart, u32 *above_low, u32 *above_high) {
     const Division &d = seen.division;
@@ -136,7 +137,8 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, bool whole_
         sum += (u64)((float)count * w) << SAMPLE_BITS | count;
     }
     u64 before = block_prefix(b, sum, &total);
-    float below = seen.outside.below + (float)(before >> SAMPLE_BITS), all = seen.outside.all > 0.0f ? seen.outside.all : (float)(total >> SAMPLE_BITS);
+    float below = seen.outside.below + (float)(before >> SAMPLE_BITS);
+    float all = seen.outside.all > 0.0f ? seen.outside.all : (float)(total >> SAMPLE_BITS);
 
     // What the sample should have at or below the place: as much as the row has there or, from above, less than all by what the row has
     // there. At first what is light is better known than what is heavy; once looks have told the sums at both ends, the nearer is.
@@ -218,9 +220,8 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh, Four<T> *four) {
             set_pivots<BINS_A_THREAD>(seen, b, bins, weigh, pass > 0, pass > 0 ? step : 2 * step, &above_low, &above_high);
         else
             set_pivots<1>(seen, b, bins, weigh, true, step, &above_low, &above_high);
-        bool closer = seen.high - seen.low < left / 4;
-        if (uniform(above_low - above_high <= (pass == 0 ? BETTER_THAN_ENOUGH : ENOUGH) || pass == MAX_PASSES || (pass > 1 && !closer)))
-            return above_low;
+        if (uniform(above_low - above_high <= (pass == 0 ? BETTER_THAN_ENOUGH : ENOUGH) || pass == MAX_PASSES)) return above_low;
+        if (uniform(pass > 1 && seen.high - seen.low >= left / 4)) return above_low;
         if (pass > 0 && thread_index() == 0) divide(seen.division, most, 0.0f, seen.low, seen.high);
     }
 }

@@ -58,7 +58,9 @@ DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 
         }
         if (ask == DRAWN) x = mul_hi(row.shared->random, kept);
         u64 bottom = ask == DRAWN ? ~row.shared->vocab : low, top = ask == DRAWN ? 0xffffffffu : row.shared->top;
-        Crossing found = crossing<1>(list, uniform(list.count), list, row.block, ask == DRAWN ? BY_ID : BY_KEY, ask == KTH ? BY_COUNT : BY_MASS, low, bottom, top, x);
+        Sequence order = ask == DRAWN ? BY_ID : BY_KEY;
+        Weigh weigh = ask == KTH ? BY_COUNT : BY_MASS;
+        Crossing found = crossing<1>(list, uniform(list.count), list, row.block, order, weigh, low, bottom, top, x);
         *id = key_id(found.key);
         low = found.key - 1;
         kept = ask == NUCLEUS ? found.through : 0;

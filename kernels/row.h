@@ -1,7 +1,7 @@
 // A row after the first read: what is known of it, and the token where a sum is reached.
 //
-// A block that draws runs once through its code, and most of its time goes to waiting, for memory and for instructions alike: so
-// loops here stay short in the number of instructions, not of steps, and what one step needs is asked for before the step.
+// A block that draws spends most of its time waiting, each instruction for the one before: so steps are few, and what one needs is asked for
+// before it.
 #pragma once
 #include "candidates.h"
 
@@ -26,11 +26,10 @@ struct State {
     u32 weigh;  // what is sought; neither, if nothing
     u32 looks;  // that have not told it
     u32 known;
-    u32 unused;
 };
 
-// What a look finds: how many tokens are above the low pivot (above the high one, in the upper half), their masses, and how many are between.
-// These are in row.wide, if they fit.
+// What a look finds: how many tokens are above the low pivot (above the high one, in the upper half), their masses, and how many are
+// between. These are in row.wide, if they fit.
 struct Tally {
     u64 counts;
     u64 masses[2];

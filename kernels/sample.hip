@@ -1,9 +1,9 @@
 // Dual-pivot sampling: one token a row, by none, top-k, top-p, both, min-p.
 //
 // Two launches, or three. `slices`, many blocks a row, reads the logits once (read.h). `draw`, one block a row, finds out from what that
-// leaves which tokens can be kept, gathers them in shared memory if they are few (gather.h), and draws by inverse CDF. If they may be
-// many, `look` comes between the two: its blocks, many a row, take a sample and set two pivots (search.h), sum what is above them and list
-// what is between (look.h).
+// leaves which tokens can be kept, gathers them in shared memory if they are few (gather.h), and draws by inverse CDF (draw.h). If they may
+// be many, `look` comes between the two: its blocks, many a row, take a sample and set two pivots (aim.h), sum what is above them and list what
+// is between (look.h). Among those, `draw` finds the last one to keep (search.h).
 //
 // What is drawn is docs/definition.md's, bit for bit; how the kept tokens are found is not part of it, and may change.
 #include "draw.h"
@@ -103,10 +103,7 @@ DEVICE float bound_of(Row<T> &row) {
         bound = kth_slice(row, p.top_k);
     // What p is a share of may include what min-p refuses.
     float least = key_logit(shared.top) + p.min_p_offset;
-    if (least > bound && !is_renormalised(p, shared.vocab)) {
-        bound = least;
-        }
-    return bound;
+    return least > bound && !is_renormalised(p, shared.vocab) ? least : bound;
 }
 
 // Gathers the tokens that can be kept, if they are few. If they may be many, searches for the place below which nothing is kept, by each
@@ -117,14 +114,17 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
     const RowParams &p = shared.params;
     u32 *room = (u32 *)shared.list.keys, weigh = has_top_k(p, shared.vocab) ? BY_COUNT : BY_MASS, id;
     static_assert(ROOM_WORDS <= 2 * CAPACITY, "the candidates' room is enough");
-    Four<T> none[1];
+    Four<T> four[1];
     if (looked && uniform(shared.tally.counts >> 32 == 0 && shared.tally.listed <= CAPACITY)) {
         load_listed(row);
         if (draw_from_list(row, p, true, shared.low, shared.tally.masses[0], &id)) return id;
     }
     if (!looked || has_min_p(p)) {
         float bound = bound_of(row);
-        if (uniform(bound > NEG_INF) && gather(row, bound) && draw_from_list(row, p, false, below_logit(bound), 0, &id)) return id;
+        if (uniform(bound > NEG_INF) && gather(row, bound)) {
+            draw_from_list(row, p, false, below_logit(bound), 0, &id);
+            return id;
+        }
     }
     for (;;) {
         bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !has_top_p(p)));
@@ -136,17 +136,15 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
         } else if (!looked) {
             if (uniform(shared.weigh != weigh)) {
                 // The nucleus is that of the whole row, or of the top k, which have been found then.
-                u64 lowest = LOWEST_KEY, of = shared.whole;
-                if (weigh == BY_MASS && is_renormalised(p, shared.vocab)) {
-                    lowest = shared.place;
-                    of = kept_mass(row);
-                }
+                bool of_top_k = weigh == BY_MASS && is_renormalised(p, shared.vocab);
+                u64 top_k_mass = of_top_k ? kept_mass(row) : 0;
                 barrier();
-                if (thread_index() == 0) begin(shared, p, (Weigh)weigh, lowest, of);
+                if (thread_index() == 0)
+                    begin(shared, p, (Weigh)weigh, of_top_k ? shared.place : LOWEST_KEY, of_top_k ? top_k_mass : shared.whole);
                 barrier();
             }
             if (uniform(shared.looks < LOOKS_BY_SAMPLE))
-                aim<T, 1, false>(shared, row.block, room, (Weigh)weigh, none);
+                aim<T, 1, false>(shared, row.block, room, (Weigh)weigh, four);
             else
                 aim_at_thirds(shared);
         }
@@ -253,8 +251,9 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         looks = top != ~(u64)0 && most > NEG_INF && most < POS_INF && measured_from({0.0f, p.scale, p.inverse}, most).base == 0.0f;
     }
     if (!uniform(looks)) {
-        // No token, or no sums yet: `draw` will see.
-        if (t == 0 && block_index_y() == 0) mine->tally.looked = false;
+        // Nothing to look for, no token, or no sums yet: `draw` will see.
+        if (block_index_y() == 0 && t < STATE_WORDS) ((GLOBAL u64 *)mine)[t] = 0;
+        if (block_index_y() == 0 && t == 0) mine->tally.looked = false;
         return;
     }
     if (t == 0) measure(seen, top);

@@ -1,6 +1,6 @@
-// The way flat rows go, whose kept tokens are too many to gather: dual-pivot search on the row itself. A sample of the row says about
-// where the last kept token is, and two pivots are set around that place; one look at the row sums what is above them and lists what is
-// between; if the place is among these, they decide, and if not, it is known on which side it is, and the next pivots are closer.
+// The way of rows whose kept tokens the summaries do not tell: dual-pivot search on the row itself. Two pivots are set around the place where
+// the last kept token may be (aim.h); one look at the row sums what is above them and lists what is between (look.h); if the place is among
+// these, they decide, and if not, it is known on which side it is, and the next pivots are closer.
 #pragma once
 #include "aim.h"
 #include "look.h"
@@ -106,7 +106,8 @@ DEVICE u64 judge(Row<T> &row, Weigh weigh) {
     if (uniform(!over && !below && shared.tally.listed <= LISTED)) {
         u32 count = uniform(shared.tally.listed);
         const Seen &seen = shared;
-        u64 end = crossing<AT_ONCE>(seen, count, shared.list, row.block, BY_KEY, weigh, shared.low, shared.low, shared.high, shared.x - above_high).key;
+        u64 low = shared.low, x = shared.x - above_high;
+        u64 end = crossing<AT_ONCE>(seen, count, shared.list, row.block, BY_KEY, weigh, low, low, shared.high, x).key;
         keep_listed(row, count, end);
         return end - 1;
     }
