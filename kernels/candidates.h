@@ -63,7 +63,7 @@ enum Weigh { BY_COUNT, BY_MASS, NEITHER };
 // Descending values are ascending places in the order.
 DEVICE u64 value_of(u64 key, Sequence order) { return order == BY_ID ? (u32)key : key; }
 
-// What `crossing` asks of a list: this one's, and (look.h) that in device memory.
+// What `crossing` asks of a list: this one, or (row.h) that in device memory.
 DEVICE u64 key_at(const Candidates &list, u32 i) { return list.keys[i]; }
 DEVICE u64 mass_at(const Candidates &list, u32 i) { return unpack_mass(list.masses[i]); }
 
@@ -79,8 +79,10 @@ DEVICE u64 few_before(const Candidates &list, const u64 *weights, u32 few, Seque
     u32 mine = thread_index() / TEAM;
     u64 before = 0, value = mine < few ? value_of(list.few_keys[mine], order) : ~(u64)0;
     // Waves without a token of their own leave the time to others.
-    if (uniform(wave_index() * WAVE / TEAM < few)) UNROLL_SOME for (u32 i = thread_index() % TEAM; i < few; i += TEAM)
-        before += value_of(list.few_keys[i], order) > value ? weights[i] : 0;
+    if (uniform(wave_index() * WAVE / TEAM < few)) {
+        UNROLL_SOME for (u32 i = thread_index() % TEAM; i < few; i += TEAM)
+            before += value_of(list.few_keys[i], order) > value ? weights[i] : 0;
+    }
     ROLLED for (u32 mask = 1; mask < TEAM; mask *= 2) before += shuffle_xor_u64(before, mask);
     return before;
 }

@@ -394,8 +394,7 @@ fn kernels_equal_the_reference_in_waves_of_64() {
     check(64);
 }
 
-/// Every barrier of the kernels, as file and line. Less those for estimates, which say so: without them an estimate may be
-/// another, and no estimate decides a token.
+/// Every barrier of the kernels, as file and line.
 fn barriers() -> Vec<[String; 2]> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
     let mut barriers = Vec::new();
