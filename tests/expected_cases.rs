@@ -334,7 +334,10 @@ fn write_expected_cases() -> Result<()> {
             rows.push((kind.to_string(), row.clone(), settings));
         }
     }
-    cases.sample("sample-f32-5000-searches", DType::F32, 0, rows)?;
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        let name = format!("sample-{}-5000-searches", name_of(dtype));
+        cases.sample(&name, dtype, 0, rows.clone())?;
+    }
 
     let real = real().swap_remove(1);
     for (dtype, settings) in [
