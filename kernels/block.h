@@ -37,24 +37,21 @@ DEVICE u64 block_sum(Block &b, u64 x) {
     return x;
 }
 
-DEVICE u64 block_max(Block &b, u64 x) {
-    u64 *words = next_words(b);
-    x = wave_max(x);
-    if (lane_index() == 0) words[wave_index()] = x;
-    barrier();
-    return wave_max(lane_index() < WAVES ? words[lane_index()] : 0);
-}
-
-// The largest of each of `n` values.
-template <u32 n>
-DEVICE void block_maxes(Block &b, u32 *x) {
+// The largest of each of `n` values, of 32 or 64 bits.
+template <u32 n, typename W>
+DEVICE void block_maxes(Block &b, W *x) {
     u64 *words = next_words(b);
     UNROLL for (u32 i = 0; i < n; i++) {
-        u32 most = wave_max(x[i]);
+        W most = wave_max(x[i]);
         if (lane_index() == 0) words[i * WAVES + wave_index()] = most;
     }
     barrier();
-    UNROLL for (u32 i = 0; i < n; i++) x[i] = wave_max(lane_index() < WAVES ? (u32)words[i * WAVES + lane_index()] : 0);
+    UNROLL for (u32 i = 0; i < n; i++) x[i] = wave_max(lane_index() < WAVES ? (W)words[i * WAVES + lane_index()] : 0);
+}
+
+DEVICE u64 block_max(Block &b, u64 x) {
+    block_maxes<1>(b, &x);
+    return x;
 }
 
 // The sum over the threads before this one, and over all of them.

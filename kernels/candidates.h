@@ -108,6 +108,24 @@ DEVICE u32 bin_of(const Bins &bins, u64 key, u64 value) {
     return (u32)((bins.top - value) >> bins.shift);
 }
 
+// A thread's next `n` tokens of a list, each a block further on; where there are none, the first again.
+template <u32 n, typename List>
+DEVICE void read_tokens(const List &tokens, u32 start, u32 count, Weigh weigh, u64 *key, u64 *weight) {
+    UNROLL for (u32 q = 0; q < n; q++) {
+        u32 i = start + q * BLOCK < count ? start + q * BLOCK : start;
+        key[q] = key_at(tokens, i);
+        weight[q] = weigh == BY_COUNT ? 1 : mass_at(tokens, i);
+    }
+}
+
+// Sums of masses, in two halves: sums[i] and sums[apart + i].
+DEVICE void add_by_halves(u32 *sums, u32 apart, u32 i, u64 weight, Weigh weigh) {
+    atomic_add(&sums[i], (u32)weight & ((1u << LOW_BITS) - 1));
+    if (weigh != BY_COUNT) atomic_add(&sums[apart + i], (u32)(weight >> LOW_BITS));
+}
+
+DEVICE u64 both_halves(const u32 *sums, u32 apart, u32 i) { return sums[i] + ((u64)sums[apart + i] << LOW_BITS); }
+
 struct Crossing {
     u64 key, through;
 };
@@ -125,22 +143,17 @@ DEVICE Crossing crossing(const List &tokens, u32 count, Candidates &list, Block 
             if (thread_index() < 2 * BINS) sums[thread_index()] = 0;
             barrier();
             ROLLED for (u32 start = thread_index(); start < count; start += BLOCK * at_once) {
-                u64 key[at_once], mass[at_once];
-                UNROLL for (u32 q = 0; q < at_once; q++) {
-                    u32 i = start + q * BLOCK < count ? start + q * BLOCK : start;
-                    key[q] = key_at(tokens, i);
-                    mass[q] = weigh == BY_COUNT ? 1 : mass_at(tokens, i);
-                }
+                u64 key[at_once], weight[at_once];
+                read_tokens<at_once>(tokens, start, count, weigh, key, weight);
                 UNROLL for (u32 q = 0; q < at_once; q++) {
                     u32 at = bin_of(bins, key[q], value_of(key[q], order));
                     if (start + q * BLOCK >= count || key[q] <= low || at == BINS) continue;
-                    atomic_add(&sums[at], (u32)mass[q] & ((1u << LOW_BITS) - 1));
-                    if (weigh != BY_COUNT) atomic_add(&sums[BINS + at], (u32)(mass[q] >> LOW_BITS));
+                    add_by_halves(sums, BINS, at, weight[q], weigh);
                 }
             }
             barrier();
             u64 sum = 0, total;
-            if (thread_index() < BINS) sum = sums[thread_index()] + ((u64)sums[BINS + thread_index()] << LOW_BITS);
+            if (thread_index() < BINS) sum = both_halves(sums, BINS, thread_index());
             u64 before = above + block_prefix(b, sum, &total);
             if (before <= x && x - before < sum) {
                 list.bin = thread_index();

@@ -46,7 +46,6 @@ DEVICE u32 shuffle_up(u32 x, u32 delta) { return __shfl_up_sync(0xffffffffu, x, 
 DEVICE u64 vote(bool x) { return __ballot_sync(0xffffffffu, x); }
 // Among the threads of a block; `on_device`, among all blocks.
 DEVICE u32 atomic_add(u32 *p, u32 x) { return atomicAdd(p, x); }
-DEVICE void atomic_add(u64 *p, u64 x) { atomicAdd(p, x); }
 DEVICE u32 atomic_add_on_device(u32 *p, u32 x) { return atomicAdd(p, x); }
 DEVICE void atomic_add_on_device(u64 *p, u64 x) { atomicAdd(p, x); }
 #if __CUDA_ARCH__ >= 800
@@ -121,9 +120,6 @@ DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w32(x); }
 #endif
 DEVICE u32 atomic_add(u32 *p, u32 x) {
     return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
-}
-DEVICE void atomic_add(u64 *p, u64 x) {
-    __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
 }
 DEVICE u32 atomic_add_on_device(u32 *p, u32 x) {
     return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);

@@ -77,20 +77,15 @@ DEVICE void keep_listed(Row<T> &row, u32 count, u64 end) {
         barrier();
         ROLLED for (u32 start = thread_index(); start < count; start += BLOCK * AT_ONCE) {
             u64 key[AT_ONCE], mass[AT_ONCE];
-            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-                u32 i = start + q * BLOCK < count ? start + q * BLOCK : start;
-                key[q] = key_at(seen, i);
-                mass[q] = mass_at(seen, i);
-            }
+            read_tokens<AT_ONCE>(seen, start, count, BY_MASS, key, mass);
             UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
                 u32 j = key_id(key[q]) / SLICE - begin;
                 if (start + q * BLOCK >= count || key[q] < end || j >= slices) continue;
-                atomic_add(&sums[j], (u32)mass[q] & ((1u << LOW_BITS) - 1));
-                atomic_add(&sums[slices + j], (u32)(mass[q] >> LOW_BITS));
+                add_by_halves(sums, slices, j, mass[q], BY_MASS);
             }
         }
         barrier();
-        ROLLED for (u32 j = thread_index(); j < slices; j += BLOCK) shared.kept[begin + j] += sums[j] + ((u64)sums[slices + j] << LOW_BITS);
+        ROLLED for (u32 j = thread_index(); j < slices; j += BLOCK) shared.kept[begin + j] += both_halves(sums, slices, j);
     }
 }
 

@@ -51,9 +51,8 @@ DEVICE u32 atomic_add(u32 *p, u32 x) {
     *p += x;
     return before;
 }
-DEVICE void atomic_add(u64 *p, u64 x) { *p += x; }
 DEVICE u32 atomic_add_on_device(u32 *p, u32 x) { return atomic_add(p, x); }
-DEVICE void atomic_add_on_device(u64 *p, u64 x) { atomic_add(p, x); }
+DEVICE void atomic_add_on_device(u64 *p, u64 x) { *p += x; }
 DEVICE u32 uniform(u32 x) { return x; }
 DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }
 DEVICE u32 lowest_bit(u64 x) { return (u32)__builtin_ctzll(x); }
