@@ -8,6 +8,7 @@
 // The sample: groups of 16 tokens, spread over the row, at first half of them. They are so many reads of four tokens a thread, or more
 // where the row is so long that the groups would be further apart than this, because the list between the pivots does not grow with the row.
 #define SAMPLE_READS 8u
+#define SAMPLE_AT_ONCE 4u
 #define COARSEST 16u
 #define BINS_A_THREAD 4u
 #define SAMPLE_BINS (BINS_A_THREAD * BLOCK)
@@ -45,22 +46,23 @@ DEVICE float middle_of(const Division &d, u32 bin, u32 bins) {
     return key_logit(middle < d.high ? middle : d.high);
 }
 
-// By logits, where the place may be anywhere: bins to a logit.
-DEVICE float bins_to_a_logit(const Seen &seen, Weigh weigh, float most, float least) {
+// By logits, where the place may be anywhere: logits to a bin.
+DEVICE float logits_to_a_bin(const Seen &seen, Weigh weigh) {
     // Slices' largest logits are in the upper part of what there is.
-    if (weigh == BY_COUNT) return most > least ? (float)SAMPLE_BINS / (4.0f * (most - least)) : 1.0f;
+    float range = key_logit(seen.top) - seen.least_slice;
+    if (weigh == BY_COUNT) return range > 0.0f ? range * (4.0f / SAMPLE_BINS) : 1.0f;
     // The place is not where all tokens together weigh less than what is below it; and 10 binary orders further down they do not
-    // matter. The first weighs 2^38 units at least.
-    float tail = (float)(seen.above_bottom - seen.x), tokens = (float)seen.vocab * 549755813888.0f / tail;
-    float orders = (float)(int)(bits_of(tokens) >> 23) - 127.0f + 11.0f;
-    return (float)SAMPLE_BINS / (orders < 32.0f ? orders : 32.0f) * seen.scale.scale;
+    // matter. The first weighs 2^38 units at least. One order more, because exponents are rounded down.
+    float tail = (float)(seen.above_bottom - seen.x), tokens = (float)seen.vocab * 549755813888.0f;
+    float orders = (float)(int)((bits_of(tokens) >> 23) - (bits_of(tail) >> 23)) + 11.0f;
+    return (orders < 32.0f ? orders : 32.0f) * (1.0f / SAMPLE_BINS) * seen.scale.inverse;
 }
 
-// One thread's.
-DEVICE void divide(Division &d, float most, float each, u64 low, u64 high) {
+// By logits if `width` is not 0. One thread's.
+DEVICE void divide(Division &d, float most, float width, u64 low, u64 high) {
     u32 bits = highest_bit(high - low) + 1, most_bits = 11;
     static_assert(SAMPLE_BINS == 1u << 11, "bits of a bin's number");
-    d = {most, each, each > 0.0f ? 1.0f / each : 0.0f, low, high, bits > most_bits ? bits - most_bits : 0};
+    d = {most, width > 0.0f ? 1.0f / width : 0.0f, width, low, high, bits > most_bits ? bits - most_bits : 0};
 }
 
 // Groups that are this far apart.
@@ -74,7 +76,8 @@ DEVICE u32 sample_step(u32 vocab) {
 template <typename T>
 DEVICE u32 sample_first(const T *logits, u32 step) {
     u32 unaligned = (u32)((u64)logits % sizeof(Four<T>) / sizeof(T));
-    return thread_index() / 4 * (2 * step * GROUP) + thread_index() % 4 * 4 + (4 - unaligned) % 4;
+    u32 t = opaque(thread_index());
+    return t / 4 * (2 * step * GROUP) + t % 4 * 4 + (4 - unaligned) % 4;
 }
 DEVICE u32 sample_stride(u32 step) { return BLOCK / 4 * (2 * step * GROUP); }
 
@@ -128,7 +131,7 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, bool whole_
     SliceScale s = slice_scale(seen.scale, key_logit(seen.top), NEGLIGIBLE);
     float *weighs = (float *)(bins + SAMPLE_BINS + WAVE);
     float fine = seen.vocab > FINE_SAMPLE_OF ? 1.0f / 64.0f : 1.0f;
-    u32 mine = thread_index() * BINS_A_THREAD, end = mine + BINS_A_THREAD;
+    u32 mine = opaque(thread_index()) * BINS_A_THREAD, end = mine + BINS_A_THREAD;
     u64 sum = 0, total;
     UNROLL for (u32 bin = mine; bin < end; bin += together) {
         float w = weigh == BY_COUNT ? 1.0f : unrounded(s, middle_of(d, bin, together)) * fine;
@@ -188,22 +191,18 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, bool whole_
 }
 
 // Sets the pivots as near as a sample tells, and says about how many tokens are above the lower one. `first`: the place may be anywhere in the
-// row, and the sample's first reads are in `four`. `bins` is AIM_WORDS of shared memory.
+// row, the sample's first reads are in `four`, and `bins` are 0. They are AIM_WORDS of shared memory.
 template <typename T, u32 at_once, bool first>
 DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh, Four<T> *four) {
-    float most = key_logit(seen.top), least = most;
-    if (first && weigh == BY_COUNT) {
-        u64 rank = thread_index() < seen.slices ? ~rank_of(seen.largest[thread_index()]) : 0;
-        least = unrank(~(u32)block_max(b, rank));
-    }
+    float most = key_logit(seen.top);
     if (thread_index() == 0) {
-        divide(seen.division, most, first ? bins_to_a_logit(seen, weigh, most, least) : 0.0f, seen.bottom, seen.ceiling);
+        divide(seen.division, most, first ? logits_to_a_bin(seen, weigh) : 0.0f, seen.bottom, seen.ceiling);
         seen.outside = {0.0f, 0.0f, 0};
     }
     u32 step = sample_step(seen.vocab), id = sample_first((const T *)seen.logits, step), stride = sample_stride(step), above_low, above_high;
     // Half of the sample tells roughly where the place is, all of it where. Then what is left is divided anew.
     for (u32 pass = 0;; pass++) {
-        if (pass != 1)
+        if (pass > 1 || (pass == 0 && !first))
             ROLLED for (u32 i = thread_index(); i < SAMPLE_BINS; i += BLOCK) bins[i] = 0;
         barrier();
         ROLLED for (u32 half = pass == 1; half <= (pass > 0); half++) {
@@ -214,7 +213,7 @@ DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh, Four<T> *four) {
             else
                 count_sample<T, 1, false>(seen, bins, four, false, begin, stride);
         }
-        barrier();
+        barrier();  // without it, the pivots would be elsewhere, and the token the same
         u64 left = seen.division.high - seen.division.low;
         if (pass == 0 || !first)
             set_pivots<BINS_A_THREAD>(seen, b, bins, weigh, pass > 0, pass > 0 ? step : 2 * step, &above_low, &above_high);

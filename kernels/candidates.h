@@ -12,6 +12,8 @@
 // Of this many the answer is found by comparing each with each.
 #define FEW 128u
 #define TEAM (BLOCK / FEW)
+// A list of this many is drawn from by rank (draw.h).
+#define RANKED 256u
 // Room for a list in device memory.
 #define LISTED 5632u
 // Bins, and the bits of a mass that go to the first of a bin's two sums. A mass is below 2^38.51, and LISTED times either part fits 32 bits.
@@ -75,13 +77,13 @@ DEVICE u64 mass_above(const Candidates &list, Block &b, u64 low) {
 }
 
 // What the few that come before this thread's weigh: TEAM threads have one of them, and compare it with a share of the others each.
-DEVICE u64 few_before(const Candidates &list, const u64 *weights, u32 few, Sequence order) {
+DEVICE u64 few_before(const Candidates &list, u32 few, Sequence order) {
     u32 mine = thread_index() / TEAM;
     u64 before = 0, value = mine < few ? value_of(list.few_keys[mine], order) : ~(u64)0;
     // Waves without a token of their own leave the time to others.
     if (uniform(wave_index() * WAVE / TEAM < few)) {
         UNROLL_SOME for (u32 i = thread_index() % TEAM; i < few; i += TEAM)
-            before += value_of(list.few_keys[i], order) > value ? weights[i] : 0;
+            before += value_of(list.few_keys[i], order) > value ? list.few_weights[i] : 0;
     }
     ROLLED for (u32 mask = 1; mask < TEAM; mask *= 2) before += shuffle_xor_u64(before, mask);
     return before;
@@ -195,7 +197,7 @@ DEVICE Crossing crossing(const List &tokens, u32 count, Candidates &list, Block 
         first = block_max(b, first);
         bins = divided(~block_max(b, last) - 1, first, false);
     }
-    u64 before = above + few_before(list, list.few_weights, list.few, order);
+    u64 before = above + few_before(list, list.few, order);
     u32 mine = thread_index() / TEAM;
     if (mine < list.few && before <= x && x - before < list.few_weights[mine]) {
         list.found = list.few_keys[mine];

@@ -24,6 +24,8 @@ DEVICE float unrank(u32 rank) {
 
 // Below every finite logit.
 #define LOWEST_KEY ((u64)(0x80000000u - 0x7f800000u) << 32 | 0xffffffffu)
+// What one is at least.
+#define LOWEST_LOGIT unrank((u32)(LOWEST_KEY >> 32) + 1)
 
 DEVICE u64 key_of(float z, u32 id) { return (u64)rank_of(z) << 32 | (u32)~id; }
 DEVICE float key_logit(u64 key) { return unrank((u32)(key >> 32)); }

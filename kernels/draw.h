@@ -68,47 +68,132 @@ DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 
     return true;
 }
 
-// The same for a list of few: TEAM threads have one each, and compare it with all.
-template <typename T>
-DEVICE bool draw_from_few(Row<T> &row, const RowParams &p, bool estimated, u32 *id) {
-    Candidates &list = row.shared->list;
-    u32 few = list.count, mine = thread_index() / TEAM;
-    bool by_k = has_top_k(p, row.shared->vocab);
-    if (estimated && by_k && uniform(few < p.top_k)) return false;
-    bool some = mine < few, first = some && thread_index() % TEAM == 0;
-    if (first) {
-        list.few_keys[mine] = list.keys[mine];
-        list.few_weights[mine] = unpack_mass(list.masses[mine]) << COUNT_BITS | 1;
+// A short list leaves room behind it, for what is known of its tokens.
+struct Ranked {
+    u64 masses[RANKED];    // of the tokens as they are listed
+    u64 kept[RANKED];      // of those that are kept, ids ascending; of the others 0
+    u32 by_rank[RANKED];   // which token, and in the upper half, which by id
+    u32 by_id[RANKED];     // which token
+};
+static_assert(sizeof(Ranked) <= (CAPACITY - RANKED) * 8, "room behind the keys");
+
+// Places are laid out so that a lane has `each` next to each other, and the lanes' are read together.
+template <u32 each>
+DEVICE u32 room_of(u32 place) {
+    return place % each * WAVE + place / each;
+}
+
+// Of the first so many tokens in the order, the others are not kept.
+DEVICE u32 kept_at_most(const RowParams &p, u32 vocab, u32 count) { return has_top_k(p, vocab) && p.top_k < count ? p.top_k : count; }
+
+// Draws from ranked tokens: a lane has so many that can be kept, and of all by id. One wave's.
+template <u32 each, u32 each_id>
+DEVICE u32 draw_from_ranked(const Shared &shared, const RowParams &p, const u64 *keys, Ranked &ranked, u32 count) {
+    u32 begin = lane_index() * each, last = kept_at_most(p, shared.vocab, count), token[each];
+    u64 here[each], sum = 0, kept_mass = 0, limit = ~(u64)0;
+    UNROLL for (u32 c = 0; c < each; c++) token[c] = begin + c < last ? ranked.by_rank[c * WAVE + lane_index()] : 0;
+    UNROLL for (u32 c = 0; c < each; c++) {
+        here[c] = begin + c < last ? ranked.masses[token[c] & 0xffffu] : 0;
+        sum += here[c];
     }
-    barrier();
-    u64 key = some ? list.few_keys[mine] : 0, mass = some ? list.few_weights[mine] >> COUNT_BITS : 0;
-    u64 sums = few_before(list, list.few_weights, few, BY_KEY), above = sums >> COUNT_BITS;
-    u32 count = sums & ((1u << COUNT_BITS) - 1);
-    bool kept = some && (!by_k || count < p.top_k);
-    if (has_top_p(p)) {
-        u64 of = row.shared->whole;
-        if ((estimated && !by_k) || is_renormalised(p, row.shared->vocab)) {
-            u64 listed = block_sum(row.block, first && kept ? mass : 0);
-            if (estimated && !by_k && uniform(listed < nucleus_limit(p.top_p, of))) return false;
-            if (by_k) of = listed;
+    u64 above = wave_prefix(sum) - sum;
+    if (has_top_p(p)) limit = nucleus_limit(p.top_p, is_renormalised(p, shared.vocab) ? wave_sum(sum) : shared.whole);
+    UNROLL for (u32 c = 0; c < each; c++) {
+        if (begin + c < last && above < limit && keys[token[c] & 0xffffu] > shared.least) {
+            kept_mass += here[c];
+            ranked.kept[room_of<each_id>(token[c] >> 16)] = here[c];
         }
-        kept = kept && above < nucleus_limit(p.top_p, of);
+        above += here[c];
     }
-    kept = kept && key > row.shared->least;
-    // Nobody wants the packed masses any more, and their room is where nobody reads yet.
-    u64 *weights = (u64 *)list.masses;
-    if (first) weights[mine] = kept ? mass : 0;
-    u64 x = mul_hi(row.shared->random, block_sum(row.block, first && kept ? mass : 0));
-    u64 before = few_before(list, weights, few, BY_ID);
-    if (kept && before <= x && x - before < mass) list.found = key;
+    u64 x = mul_hi(shared.random, wave_sum(kept_mass));
+    wave_barrier();  // the sum is one already, but does not promise it
+    sum = 0;
+    u64 kept[each_id];
+    UNROLL for (u32 c = 0; c < each_id; c++) {
+        kept[c] = ranked.kept[c * WAVE + lane_index()];
+        sum += kept[c];
+    }
+    u64 rest = x - (wave_prefix(sum) - sum);
+    // Where the sum is not there yet, or was before, the rest is not less.
+    bool drawn = rest < sum;
+    u32 place = 0;
+    UNROLL for (u32 c = 0; c + 1 < each_id; c++) {
+        bool further = place == c && rest >= kept[c];
+        rest -= further ? kept[c] : 0;
+        place += further;
+    }
+    return wave_max(drawn ? key_id(keys[ranked.by_id[lane_index() * each_id + place]]) : 0);
+}
+
+// Two keys in one read.
+struct alignas(16) Pair {
+    u64 x[2];
+};
+#define PAIRS_AT_ONCE 2u
+
+// The same for a list of up to RANKED: each token's place in the order and among ids, by comparing it with all others; then one wave draws.
+// The token is for the first wave.
+template <typename T>
+DEVICE bool draw_by_rank(Row<T> &row, const RowParams &p, bool estimated, u32 *id) {
+    Shared &shared = *row.shared;
+    Candidates &list = shared.list;
+    Ranked &ranked = *(Ranked *)(list.keys + RANKED);
+    u32 count = uniform(list.count);
+    bool by_k = has_top_k(p, shared.vocab);
+    if (estimated && by_k && uniform(count < p.top_k)) return false;
+    // Tokens are weighed by the last threads, which have the fewest to compare.
+    u32 weighed = BLOCK - 1 - thread_index();
+    if (weighed < count || (estimated && !by_k)) {
+        u64 mass = weighed < count ? unpack_mass(packed_mass(shared, list.keys[weighed])) : 0;
+        if (weighed < count) ranked.masses[weighed] = mass;
+        if (estimated && !by_k && uniform(block_sum(row.block, mass) < nucleus_limit(p.top_p, shared.whole))) return false;
+    }
+    if (thread_index() < RANKED) ranked.kept[thread_index()] = 0;
+    // A team has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are zeros, which are before none.
+    u32 bits = count <= BLOCK / 8 ? 4 : count <= BLOCK / 4 ? 3 : 2, team = 1u << bits, mine = thread_index() >> bits;
+    static_assert(RANKED / 2 * 4 == BLOCK, "a team for each two tokens");
+    const Pair *pairs = (const Pair *)list.keys;
+    u32 at = thread_index() & (team - 1);
+    u32 ranks = kept_at_most(p, shared.vocab, count);
+    bool few_ids = uniform(count <= 2 * WAVE), few_ranks = uniform(ranks <= 2 * WAVE);
+    if (uniform(wave_index() * WAVE >> bits) * 2 < count) {
+        Pair own = pairs[mine];
+        u32 by_key[2] = {0, 0}, by_id[2] = {0, 0};
+        ROLLED for (u32 i = at; i * 2 < count; i += PAIRS_AT_ONCE * team) {
+            Pair other[PAIRS_AT_ONCE];
+            UNROLL for (u32 q = 0; q < PAIRS_AT_ONCE; q++) other[q] = pairs[i + q * team];
+            UNROLL for (u32 q = 0; q < 4 * PAIRS_AT_ONCE; q++)
+                count_larger(other[q / 4].x[q / 2 % 2], own.x[q % 2], &by_key[q % 2], &by_id[q % 2]);
+        }
+        // Four counts of at most 255.
+        u32 before = 0;
+        UNROLL for (u32 c = 0; c < 2; c++) before += (0u - by_key[c]) << c * 8 | (0u - by_id[c]) << (16 + c * 8);
+        UNROLL for (u32 mask = 1; mask < RANKED / 16; mask *= 2) {
+            u32 other = shuffle_xor(before, mask);
+            before += mask < team ? other : 0;
+        }
+        u32 c = at & 1, rank = before >> c * 8 & 0xffu, place = before >> (16 + c * 8) & 0xffu, token = 2 * mine + c;
+        if (at < 2 && token < count) {
+            if (rank < ranks) ranked.by_rank[few_ranks ? room_of<2>(rank) : room_of<RANKED / WAVE>(rank)] = token | place << 16;
+            ranked.by_id[place] = token;
+        }
+    }
     barrier();
-    *id = key_id(list.found);
+    *id = 0;
+    if (wave_index() > 0) return true;
+    if (few_ids)
+        *id = draw_from_ranked<2, 2>(shared, p, list.keys, ranked, count);
+    else if (few_ranks)
+        *id = draw_from_ranked<2, RANKED / WAVE>(shared, p, list.keys, ranked, count);
+    else
+        *id = draw_from_ranked<RANKED / WAVE, RANKED / WAVE>(shared, p, list.keys, ranked, count);
     return true;
 }
 
 // The same whatever the list's length.
 template <typename T>
 DEVICE bool draw_from_list(Row<T> &row, const RowParams &p, bool estimated, u64 low, u64 kept, u32 *id) {
-    if (uniform(row.shared->list.count <= FEW)) return draw_from_few(row, p, estimated, id);
+    if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, p, estimated, id);
+    if (!estimated) weigh_list(row);
     return draw_from_many(row, p, estimated, low, kept, id);
 }

@@ -1,105 +1,145 @@
-// The way most rows go: a place in the order with every kept token above it and few others, from the summaries alone, and
-// those tokens gathered in shared memory.
+// The way most rows go: a logit with every kept token at or above it and few others, from the summaries alone, and those tokens gathered
+// in shared memory.
 #pragma once
 #include "row.h"
 
-// A logit with k slices at or above it, and not many more. The caller has checked that there are enough slices.
-template <typename T>
-DEVICE float kth_slice(Row<T> &row, u32 k) {
-    // Each thread's largest, in the room for candidates' masses; then each wave tries a pivot of its own.
-    u32 *ranks = row.shared->list.masses;
-    u32 rank = thread_index() < row.shared->slices ? rank_of(row.mine) : 0;
-    ROLLED for (u32 j = thread_index() + BLOCK; j < row.shared->slices; j += BLOCK) {
-        u32 other = rank_of(row.shared->largest[j]);
-        rank = other > rank ? other : rank;
-    }
-    ranks[thread_index()] = rank;
-    // At least k are at or above `low`, fewer at or above `high`.
-    u32 low = ~(u32)block_max(row.block, rank ? ~rank : 0), high = (u32)(row.shared->top >> 32) + 1, count = 0xffffffffu;
-    ROLLED while (uniform(high - low > 1 && count > k + k / 8)) {
-        u32 step = (high - low) / (WAVES + 1) + 1, pivot = low + step * (wave_index() + 1), above = 0;
-        if (pivot < high)
-            UNROLL for (u32 i = 0; i < WAVES; i++) above += ranks[i * WAVE + lane_index()] >= pivot;
-        u64 *words = next_words(row.block);
-        above = wave_sum(above);
-        if (lane_index() == 0) words[wave_index()] = above;
-        barrier();
-        // Pivots ascend, so the waves whose pivots have enough above them are the first ones.
-        u32 theirs = lane_index() < WAVES ? (u32)words[lane_index()] : 0;
-        u32 enough = count_bits(vote(theirs >= k));
-        if (enough) count = ~wave_max(theirs >= k ? ~theirs : 0);
-        if (high - low > (enough + 1) * step) high = low + (enough + 1) * step;
-        low += enough * step;
-    }
-    return unrank(low);
+// Before a row is gathered: nothing is counted yet.
+DEVICE void begin_to_gather(Shared &shared) {
+    if (thread_index() < BINS) shared.list.masses[thread_index()] = 0;
+    // draw_by_rank compares with more than there are.
+    if (thread_index() < RANKED) shared.list.keys[thread_index()] = 0;
+    if (thread_index() == 0) shared.slice_count = shared.list.count = 0;
 }
 
-// Makes a list of all tokens whose logit is at least `bound`, above -inf: from the slices to the groups to the tokens that reach it.
-// False if they do not fit.
+// How the slices' largest logits, from `most` to `least`, are divided into bins: 128 to 256 of 2^n logits, so that nothing is rounded but
+// how far a logit is from `most`; and that never takes it into a bin further up.
+struct Steps {
+    float most, least, each, width;  // bins to a logit, logits to a bin
+};
+
+#define SMALLEST_RANGE 1e-30f
+
+DEVICE Steps steps_of(float most, float least) {
+    u32 exponent = bits_of(most - least) >> 23;
+    return {most, least, float_of((254 + 7 - exponent) << 23), float_of((exponent - 7) << 23)};
+}
+
+DEVICE u32 step_of(const Steps &steps, float largest) {
+    float down = (steps.most - largest) * steps.each;
+    return largest < steps.least || largest > steps.most ? BINS : down < BINS - 1.0f ? (u32)down : BINS - 1;
+}
+
+// A logit with k slices at or above it, and not many more; below all, if there are no k. The slices are counted by bins, in the room for
+// masses; then a wave looks for the bin with the k-th.
+template <typename T>
+DEVICE float kth_slice(Row<T> &row, u32 k, float most, float least) {
+    Candidates &list = row.shared->list;
+    u32 *counts = list.masses, slices = row.shared->slices, above = 0;
+    for (;;) {
+        if (!uniform(most - least > SMALLEST_RANGE)) return least;
+        Steps steps = steps_of(most, least);
+        ROLLED for (u32 j = thread_index(); j < slices; j += BLOCK) {
+            u32 bin = step_of(steps, largest_of_slice(row, j));
+            if (bin < BINS) atomic_add(&counts[bin], 1);
+        }
+        barrier();  // without it, the bound would be lower, and the token the same
+        if (wave_index() == 0) {
+            u32 mine[BINS / WAVE], sum = 0, first = lane_index() * (BINS / WAVE), bin = first;
+            UNROLL for (u32 i = 0; i < BINS / WAVE; i++) sum += mine[i] = counts[first + i];
+            u32 through = above + wave_prefix(sum), before = through - sum;
+            if (before < k && through >= k) {
+                UNROLL for (u32 i = 0; i + 1 < BINS / WAVE; i++) {
+                    bool further = bin == first + i && before + mine[i] < k;
+                    before += further ? mine[i] : 0;
+                    bin += further;
+                }
+                float bound = most - (float)(bin + 1) * steps.width;
+                row.shared->bound = before + counts[bin] > k + k / 8 ? POS_INF : bound > least ? bound : least;
+                list.bin = bin;
+                list.above = before;
+            }
+            if (lane_index() == WAVE - 1 && through < k) row.shared->bound = LOWEST_LOGIT;
+        }
+        barrier();
+        float bound = row.shared->bound;
+        if (uniform(bound < POS_INF)) return bound;
+        u32 bin = uniform(list.bin);
+        above = (u32)list.above;
+        // Too many in one bin: divide that, from its first slice to its last.
+        u32 ends[2] = {0, 0};
+        ROLLED for (u32 j = thread_index(); j < slices; j += BLOCK) {
+            float largest = largest_of_slice(row, j);
+            u32 rank = rank_of(largest);
+            if (step_of(steps, largest) != bin) continue;
+            ends[0] = rank > ends[0] ? rank : ends[0];
+            ends[1] = ~rank > ends[1] ? ~rank : ends[1];
+        }
+        block_maxes<2>(row.block, ends);
+        most = unrank(ends[0]);
+        least = unrank(~ends[1]);
+        if (thread_index() < BINS) counts[thread_index()] = 0;
+        barrier();  // the same
+    }
+}
+
+// Makes a list of all tokens whose logit is at least `bound`, above -inf: from the slices to the groups to the tokens that reach it. Each
+// wave goes from slices to tokens by itself. False if they do not fit.
 template <typename T>
 DEVICE bool gather(Row<T> &row, float bound) {
     Shared &shared = *row.shared;
     Candidates &list = shared.list;
-    // There is room for the slices where the few will be, for the groups where the masses will be.
-    u32 *slices = (u32 *)list.few_keys, *groups = list.masses;
-    if (thread_index() == 0) shared.slice_count = shared.group_count = list.count = 0;
-    barrier();
-    ROLLED for (u32 start = 0; start < row.shared->slices; start += BLOCK) {
-        u32 j = start + thread_index();
-        bool hit = j < row.shared->slices && largest_of_slice(row, j) >= bound;
-        u32 at = claim(&shared.slice_count, hit);
-        if (hit && at < FEW * 4) slices[at] = j;
+    // There is room for the slices where the few will be.
+    u32 *slices = (u32 *)list.few_keys;
+    ROLLED for (u32 start = wave_index() * WAVE; start < shared.slices; start += BLOCK) {
+        u32 j = start + lane_index();
+        bool hit = j < shared.slices && largest_of_slice(row, j) >= bound;
+        if (!hit) continue;
+        u32 at = atomic_add(&shared.slice_count, 1);
+        if (at < FEW * 4) slices[at] = j;
     }
     barrier();
-    if (uniform(shared.slice_count > FEW * 4)) return false;
+    u32 count = uniform(shared.slice_count);
+    if (count > FEW * 4) return false;
 
-    u32 lanes = uniform(shared.slice_count) * (GROUPS / 4);
-    ROLLED for (u32 start = 0; start < lanes; start += BLOCK * AT_ONCE) {
-        if (start + wave_index() * WAVE >= lanes) break;
-        Four<float> four[AT_ONCE];
-        u32 first[AT_ONCE], mask = 0;
+    // And for a wave's groups where the masses will be: a lane has one of each slice.
+    const u32 together = WAVE / GROUPS, stride = WAVES * together;
+    static_assert(WAVES * AT_ONCE * WAVE <= CAPACITY, "room for the groups");
+    u32 *groups = list.masses + wave_index() * (AT_ONCE * WAVE);
+    ROLLED for (u32 start = wave_index() * together; start < count; start += AT_ONCE * stride) {
+        u32 group[AT_ONCE], found = 0, mask;
+        float most[AT_ONCE];
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-            u32 lane = start + q * BLOCK + thread_index();
-            first[q] = lane < lanes ? slices[lane / (GROUPS / 4)] * GROUPS + lane % (GROUPS / 4) * 4 : 0xffffffffu;
-            four[q] = *(const Four<float> *)(const float *)(row.shared->groups + (lane < lanes ? first[q] : 0));
+            u32 i = start + q * stride + lane_index() / GROUPS;
+            group[q] = slices[i < count ? i : 0] * GROUPS + lane_index() % GROUPS;
+            most[q] = shared.groups[group[q]];
         }
-        UNROLL for (u32 i = 0; i < AT_ONCE * 4; i++)
-            mask |= (u32)(four[i / 4].x[i % 4] >= bound && first[i / 4] != 0xffffffffu) << i;
-        if (!vote(mask != 0)) continue;
-        u32 at = claim(&shared.group_count, count_bits(mask));
-        ROLLED for (; mask && at < CAPACITY; mask &= mask - 1) {
-            u32 bit = lowest_bit(mask), lane = start + bit / 4 * BLOCK + thread_index();
-            groups[at++] = slices[lane / (GROUPS / 4)] * GROUPS + lane % (GROUPS / 4) * 4 + bit % 4;
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+            bool hit = most[q] >= bound && start + q * stride + lane_index() / GROUPS < count;
+            u64 hits = vote(hit);
+            if (hit) groups[found + count_bits(hits & (((u64)1 << lane_index()) - 1))] = group[q];
+            found += count_bits(hits);
         }
+        wave_barrier();
+        // Four lanes read a group, two at a time.
+        ROLLED for (u32 first = 0; first < found; first += WAVE / 2) {
+            Four<T> four[2];
+            u32 id[2];
+            mask = 0;
+            UNROLL for (u32 q = 0; q < 2; q++) {
+                u32 i = first + q * (WAVE / 4) + lane_index() / 4;
+                id[q] = groups[i < found ? i : 0] * GROUP + lane_index() % 4 * 4;
+            }
+            read_fours<2>(logits_of(row), shared.vocab, id, four);
+            // What is beyond the vocabulary is -inf.
+            UNROLL for (u32 i = 0; i < 8; i++)
+                mask |= (u32)(widen(four[i / 4].x[i % 4]) >= bound && first + i / 4 * (WAVE / 4) + lane_index() / 4 < found) << i;
+            u32 at = mask ? atomic_add(&list.count, count_bits(mask)) : 0;
+            UNROLL for (u32 i = 0; i < 8; i++)
+                if (mask >> i & 1 && at < CAPACITY) list.keys[at++] = key_of(widen(four[i / 4].x[i % 4]), id[i / 4] + i % 4);
+            if (vote(at >= CAPACITY)) break;
+        }
+        wave_barrier();  // the votes are one already, but do not promise it
     }
     barrier();
-    if (uniform(shared.group_count > CAPACITY)) return false;
-
-    // Four lanes read a group.
-    lanes = uniform(shared.group_count) * 4;
-    ROLLED for (u32 start = 0; start < lanes; start += BLOCK * AT_ONCE) {
-        if (start + wave_index() * WAVE >= lanes) break;
-        Four<T> four[AT_ONCE];
-        u32 mask = 0;
-        u32 first[AT_ONCE];
-        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-            u32 lane = start + q * BLOCK + thread_index();
-            first[q] = lane < lanes ? groups[lane / 4] * GROUP + lane % 4 * 4 : 0;
-        }
-        read_fours<AT_ONCE>(logits_of(row), row.shared->vocab, first, four);
-        // What is beyond the vocabulary is -inf.
-        UNROLL for (u32 i = 0; i < AT_ONCE * 4; i++)
-            mask |= (u32)(widen(four[i / 4].x[i % 4]) >= bound && start + i / 4 * BLOCK + thread_index() < lanes) << i;
-        if (!vote(mask != 0)) continue;
-        u32 at = claim(&list.count, count_bits(mask));
-        UNROLL for (u32 i = 0; i < AT_ONCE * 4; i++) {
-            u32 lane = start + i / 4 * BLOCK + thread_index();
-            if (mask >> i & 1 && at < CAPACITY)
-                list.keys[at++] = key_of(widen(four[i / 4].x[i % 4]), groups[lane / 4] * GROUP + lane % 4 * 4 + i % 4);
-        }
-    }
-    barrier();
-    if (uniform(list.count > CAPACITY)) return false;
-    weigh_list(row);
-    return true;
+    return uniform(list.count <= CAPACITY);
 }

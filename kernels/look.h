@@ -123,7 +123,7 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
                 mask |= hit << 4 * q;
             }
             if (!vote(mask != 0)) continue;
-            u32 at = claim(&seen.hits, count_bits(mask));
+            u32 at = mask ? atomic_add(&seen.hits, count_bits(mask)) : 0;
             ROLLED for (; mask; mask &= mask - 1) {
                 u32 bit = lowest_bit(mask), lane = start + bit / 4 * BLOCK + thread_index();
                 hits[at++] = (u16)((lane * 4 + bit % 4) | (dense >> bit / 4 & 1 ? ALL_OF_SLICE : 0));

@@ -7,6 +7,7 @@
 template <typename T>
 DEVICE void scan_chunk(const T *in, u32 length, T *out) {
     SHARED T x[2][BLOCK];
+    wait_for_last_launch();
     u32 chunks = (length + BLOCK - 1) / BLOCK;
     u64 row = block_index() / chunks;
     u32 t = thread_index(), i = block_index() % chunks * BLOCK + t;
@@ -24,6 +25,7 @@ DEVICE void scan_chunk(const T *in, u32 length, T *out) {
 // One thread a row: the sum before each chunk. The chunks' own totals are their last elements.
 template <typename T>
 DEVICE void sum_totals(const T *out, u32 length, u32 rows, T *before) {
+    wait_for_last_launch();
     u64 row = (u64)block_index() * BLOCK + thread_index();
     if (row >= rows) return;
     u32 chunks = (length + BLOCK - 1) / BLOCK;
@@ -37,6 +39,7 @@ DEVICE void sum_totals(const T *out, u32 length, u32 rows, T *before) {
 
 template <typename T>
 DEVICE void add_before(u32 length, const T *before, T *out) {
+    wait_for_last_launch();
     u32 chunks = (length + BLOCK - 1) / BLOCK;
     u64 row = block_index() / chunks;
     u32 i = block_index() % chunks * BLOCK + thread_index();

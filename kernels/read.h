@@ -3,7 +3,9 @@
 #pragma once
 #include "row.h"
 
-#define SLICES_PER_BLOCK (BLOCK / WAVE)
+// Small blocks, which begin and end one by one.
+#define READ_BLOCK 128u
+#define SLICES_PER_BLOCK (READ_BLOCK / WAVE)
 
 DEVICE bool has_top_k(const RowParams &p, u32 vocab) { return uniform(p.top_k) < vocab; }
 DEVICE bool has_top_p(const RowParams &p) { return uniform(p.top_p != 0); }
@@ -49,6 +51,7 @@ DEVICE void write_groups(const float *four, float *groups) {
 template <typename T>
 DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,
                       float *largest, float *groups, u64 *mass, u64 *wide) {
+    wait_for_last_launch();
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();
     if (j >= slices) return;

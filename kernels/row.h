@@ -15,7 +15,7 @@ struct State {
     Scale scale;
     u32 unit;   // of the row
     u64 whole;  // the row's mass, where it is wanted
-    u64 top;    // the first slice's: its largest logit, and an id that is not above its token's
+    u64 top;    // above which no token is
     u64 least;  // nothing at or below this place passes min-p
     u64 place;  // nor, while other places are sought, the other filters
     u64 kept_above;  // the place above which row.kept has the slices' masses
@@ -75,6 +75,7 @@ struct Seen : State {
     GLOBAL u64 *kept;             // of each slice, above a place
     GLOBAL Wide *wide;
     RowParams params;
+    float least_slice;  // the smallest of `largest`, less those that are -inf
     Scratch scratch;
     Division division;
     Outside outside;
@@ -90,7 +91,8 @@ struct Shared : Seen {
     GLOBAL u64 *next_position;
     u64 position, random;  // 64 bits
     Candidates list;
-    u32 slice_count, group_count;
+    u32 slice_count;
+    float bound;
     u64 result[2];
 };
 
@@ -123,13 +125,12 @@ DEVICE u32 packed_mass(const Seen &seen, u64 key) {
 DEVICE u64 key_at(const Seen &seen, u32 i) { return seen.wide->keys[i]; }
 DEVICE u64 mass_at(const Seen &seen, u32 i) { return unpack_mass(seen.wide->masses[i]); }
 
-// Gives the candidates their masses.
+// Gives the candidates their masses: each thread those that it will ask for first.
 template <typename T>
 DEVICE void weigh_list(Row<T> &row) {
     Candidates &list = row.shared->list;
     u32 count = uniform(list.count);
     ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) list.masses[i] = packed_mass(*row.shared, list.keys[i]);
-    barrier();
 }
 
 // A slice's share of the row's mass.
@@ -148,14 +149,20 @@ DEVICE void load_by_block(const Row<T> &row, u32 j, float *z) {
     UNROLL for (u32 c = 0; c < 4; c++) z[c] = widen(four.x[c]);
 }
 
-// The first token of slice `j` equal to `value` (there is one).
+// The row's first token equal to `value` (there is one, and none is larger): it is in the first slice whose largest logit that is.
 template <typename T>
-DEVICE u32 find_equal(Row<T> &row, u32 j, float value) {
+DEVICE u32 find_equal(Row<T> &row, float value) {
+    u32 first = 0;
+    ROLLED for (u32 j = thread_index(); j < row.shared->slices; j += BLOCK) {
+        if (largest_of_slice(row, j) == value) first = ~j > first ? ~j : first;
+    }
+    block_maxes<1>(row.block, &first);
+    u32 j = ~first;
     float z[4];
     load_by_block(row, j, z);
-    u32 place = z[0] == value ? 0 : z[1] == value ? 1 : z[2] == value ? 2 : z[3] == value ? 3 : SLICE;
-    u64 found = block_max(row.block, place < 4 ? SLICE - (thread_index() * 4 + place) : 0);
-    return j * SLICE + SLICE - (u32)found;
+    u32 place = z[0] == value ? 0 : z[1] == value ? 1 : z[2] == value ? 2 : z[3] == value ? 3 : SLICE, found = place < 4 ? SLICE - (thread_index() * 4 + place) : 0;
+    block_maxes<1>(row.block, &found);
+    return j * SLICE + SLICE - found;
 }
 
 // The first token of slice `j`, ids ascending, at which a running sum reaches `target` (it does). What is summed: all weights in

@@ -16,9 +16,6 @@
 // For a list of all kept tokens, if the search says that the list is long enough: others than the k-th may be sought among them.
 #define MAX_K_LISTED 1536u
 
-// What a finite logit is at least.
-#define LOWEST_LOGIT unrank((u32)(LOWEST_KEY >> 32) + 1)
-
 DEVICE bool is_bounded_by_slices(u32 top_k, u32 vocab) {
     return uniform(top_k <= MAX_K_BY_SLICES && top_k * 8 <= (vocab + SLICE - 1) / SLICE * 7);
 }
@@ -47,21 +44,32 @@ DEVICE void place_row(Seen &seen, const T *logits, i64 stride, u32 vocab, const 
     if (t < sizeof(RowParams) / 4) ((u32 *)&seen.params)[t] = ((const u32 *)(params + row))[t];
 }
 
-// The slice with the row's largest logit, the first if there are several: its first token with it is the first in the order.
-DEVICE u64 first_slice(const float *largest, u32 slices, float mine, Block &b) {
-    u64 best = thread_index() < slices ? key_of_slice(mine, thread_index()) : 0;
-    ROLLED for (u32 j = thread_index() + BLOCK; j < slices; j += BLOCK) {
-        u64 key = key_of_slice(largest[j], j);
-        best = key > best ? key : best;
+// The row's largest logit, NaN if there is one, and the smallest of the slices' largest, less those that are -inf.
+struct Ends {
+    float most, least;
+};
+
+DEVICE Ends ends_of(float mine, const float *largest, u32 slices, Block &b) {
+    u32 ends[2] = {0, 0};
+    ROLLED for (u32 j = thread_index(); j < slices; j += BLOCK) {
+        float most = j < BLOCK ? mine : largest[j];
+        u32 rank = most != most ? 0xffffffffu : rank_of(most), below = most > NEG_INF ? ~rank : 0;
+        ends[0] = rank > ends[0] ? rank : ends[0];
+        ends[1] = below > ends[1] ? below : ends[1];
     }
-    return block_max(b, best);
+    block_maxes<2>(b, ends);
+    return {unrank(ends[0]), unrank(~ends[1])};
 }
 
-// What follows from the largest logit. One thread's.
-DEVICE void measure(Seen &seen, u64 top) {
+// Whether a token can be drawn at all.
+DEVICE bool has_token(Ends ends) { return ends.most > NEG_INF; }
+
+// What follows from the slices' largest logits. One thread's.
+DEVICE void measure(Seen &seen, Ends ends) {
     const RowParams &p = seen.params;
-    float most = key_logit(top);
-    seen.top = top;
+    float most = ends.most;
+    seen.top = (u64)rank_of(most) << 32 | 0xffffffffu;
+    seen.least_slice = ends.least;
     seen.scale = measured_from({0.0f, p.scale, p.inverse}, most);
     seen.unit = slice_scale(seen.scale, most, NEGLIGIBLE).unit;
     u64 least = below_logit(most + p.min_p_offset);
@@ -93,23 +101,23 @@ DEVICE void sum_again(Row<T> &row) {
 
 // A logit with every kept token at or above it and few others, from the summaries alone; -inf if they do not tell.
 template <typename T>
-DEVICE float bound_of(Row<T> &row) {
+DEVICE float bound_of(Row<T> &row, Ends ends) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     float bound = NEG_INF;
     if (uniform(shared.vocab <= CAPACITY))
         bound = LOWEST_LOGIT;
     else if (has_top_k(p, shared.vocab) && is_bounded_by_slices(p.top_k, shared.vocab))
-        bound = kth_slice(row, p.top_k);
+        bound = kth_slice(row, p.top_k, ends.most, ends.least);
     // What p is a share of may include what min-p refuses.
-    float least = key_logit(shared.top) + p.min_p_offset;
+    float least = ends.most + p.min_p_offset;
     return least > bound && !is_renormalised(p, shared.vocab) ? least : bound;
 }
 
 // Gathers the tokens that can be kept, if they are few. If they may be many, searches for the place below which nothing is kept, by each
 // filter, and draws from what is above. `looked`: others have begun with that.
 template <typename T>
-DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
+DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     u32 *room = (u32 *)shared.list.keys, weigh = has_top_k(p, shared.vocab) ? BY_COUNT : BY_MASS, id;
@@ -120,12 +128,18 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
         if (draw_from_list(row, p, true, shared.low, shared.tally.masses[0], &id)) return id;
     }
     if (!looked || has_min_p(p)) {
-        float bound = bound_of(row);
+        if (looked) {
+            barrier();  // without it, some would see an empty list, and say as the others that it does not do
+            begin_to_gather(shared);
+            barrier();
+        }
+        float bound = bound_of(row, ends);
         if (uniform(bound > NEG_INF) && gather(row, bound)) {
             draw_from_list(row, p, false, below_logit(bound), 0, &id);
             return id;
         }
     }
+    barrier();
     for (;;) {
         bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !has_top_p(p)));
         if (done) {
@@ -165,7 +179,6 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
             shared.kept_above = place;
             if (place > shared.place) shared.place = place;
         }
-        barrier();
         weigh++;
     }
     return draw_by_slices(row, false, shared.low);
@@ -173,20 +186,19 @@ DEVICE u32 draw_filtered(Row<T> &row, bool looked) {
 
 // What there is to say without regard to filters. False if there are some.
 template <typename T>
-DEVICE bool draw_at_once(Row<T> &row, u32 *id) {
+DEVICE bool draw_at_once(Row<T> &row, Ends ends, u32 *id) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    u64 top = first_slice((const float *)shared.largest, shared.slices, row.mine, row.block);
-    float most = key_logit(top);
     *id = INVALID_TOKEN;
-    if (uniform(top == ~(u64)0 || most == NEG_INF)) return true;
-    if (uniform(p.flags & GREEDY || most == POS_INF)) {
-        *id = find_equal(row, key_id(top), most);
+    if (!uniform(has_token(ends))) return true;
+    if (uniform(p.flags & GREEDY || ends.most == POS_INF)) {
+        *id = find_equal(row, ends.most);
         return true;
     }
-    if (thread_index() == 0) measure(shared, top);
-    barrier();
+    // Nobody needs it at once.
+    if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
     if (!wants_mass(p, shared.vocab)) return false;
+    barrier();
     if (uniform(shared.scale.base != 0.0f)) sum_again(row);
     if (is_unfiltered(p, shared.vocab)) {
         *id = draw_by_slices(row, true, 0);
@@ -204,59 +216,69 @@ template <typename T>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
                     const float *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids) {
     SHARED Shared shared;
+    wait_for_last_launch();
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     Row<T> row = {&shared, {&shared.scratch, 0}, t < slices ? largest[(u64)index * slices + t] : NEG_INF};
     place_row(shared, logits, stride, vocab, params, largest, groups, mass, kept, wide);
     if (after_look && t < STATE_WORDS + TALLY_WORDS) ((u64 *)(State *)&shared)[t] = ((const GLOBAL u64 *)wide_of(wide, index))[t];
-    // One of the last wave, which waits for the others.
     if (t == BLOCK - 1) {
         shared.id = (GLOBAL u32 *)(ids + index);
         shared.next_position = (GLOBAL u64 *)(positions + index);
         shared.position = positions[index];
-        shared.random = philox(params[index].seed, shared.position);
     }
-    barrier();
+    begin_to_gather(shared);
     u32 id;
-    bool looked = after_look && uniform(shared.tally.looked);
-    if (looked || !draw_at_once(row, &id)) id = draw_filtered(row, looked);
+    bool looked = false;
+    if (after_look) {
+        barrier();
+        looked = uniform(shared.tally.looked);
+    }
+    // Has a barrier, too.
+    Ends ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
+    // What nobody needs at once is left to waves that may have no slices, while others go on.
+    if (t == BLOCK - 1) shared.random = philox(shared.params.seed, shared.position);
+    if (looked || !draw_at_once(row, ends, &id)) id = draw_filtered(row, ends, looked);
     if (t == 0) {
         *shared.id = id;
         *shared.next_position = shared.position + 1;
     }
 }
 
-// The launch between, for vocabularies above CAPACITY, `blocks` blocks a row. Each sets the same pivots for itself.
+// No filter that wants it, no token, or no sums yet: `draw` will see.
+DEVICE void nothing_to_look_for(GLOBAL Wide *wide) {
+    if (block_index_y()) return;
+    if (thread_index() < STATE_WORDS) ((GLOBAL u64 *)wide)[thread_index()] = 0;
+    if (thread_index() == 0) wide->tally.looked = false;
+}
+
+// The launch between, for vocabularies above CAPACITY, `blocks` blocks a row. Each sets the same pivots for itself. Where not all rows may be wide,
+// those that are not read nothing.
 template <typename T>
 DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const float *groups,
-                    u64 *mass, u64 *kept, u64 *wide, u32 blocks) {
+                    u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_wide) {
     SHARED Seen seen;
     SHARED u32 room[ROOM_WORDS];
+    wait_for_last_launch();
     Block block = {&seen.scratch, 0};
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     GLOBAL Wide *mine = wide_of(wide, index);
     const RowParams &p = params[index];
+    bool looks = all_wide || may_be_wide(p, vocab);
+    if (!uniform(looks)) return nothing_to_look_for(mine);
     // Asked for before anything is known, lest it be waited for one after the other.
     float my_largest = t < slices ? largest[(u64)index * slices + t] : NEG_INF;
     u64 my_mass = t < slices ? mass[(u64)index * slices + t] : 0;
     const T *row = logits + index * stride;
     u32 step = sample_step(vocab);
-    Four<T> sample[SAMPLE_READS / 2];
-    read_sample<SAMPLE_READS / 2>(sample, row, vocab, sample_first(row, step), sample_stride(step));
-    bool looks = may_be_wide(p, vocab);
-    u64 top = 0;
-    if (looks) {
-        place_row(seen, logits, stride, vocab, params, largest, groups, mass, kept, wide);
-        top = first_slice(largest + (u64)index * slices, slices, my_largest, block);
-        float most = key_logit(top);
-        looks = top != ~(u64)0 && most > NEG_INF && most < POS_INF && measured_from({0.0f, p.scale, p.inverse}, most).base == 0.0f;
-    }
-    if (!uniform(looks)) {
-        // Nothing to look for, no token, or no sums yet: `draw` will see.
-        if (block_index_y() == 0 && t < STATE_WORDS) ((GLOBAL u64 *)mine)[t] = 0;
-        if (block_index_y() == 0 && t == 0) mine->tally.looked = false;
-        return;
-    }
-    if (t == 0) measure(seen, top);
+    Four<T> sample[SAMPLE_AT_ONCE];
+    read_sample<SAMPLE_AT_ONCE>(sample, row, vocab, sample_first(row, step), sample_stride(step));
+    // The sample's bins.
+    ROLLED for (u32 i = opaque(t); i < SAMPLE_BINS; i += BLOCK) room[i] = 0;
+    place_row(seen, logits, stride, vocab, params, largest, groups, mass, kept, wide);
+    Ends ends = ends_of(my_largest, largest + (u64)index * slices, slices, block);
+    looks = has_token(ends) && ends.most < POS_INF && measured_from({0.0f, p.scale, p.inverse}, ends.most).base == 0.0f;
+    if (!uniform(looks)) return nothing_to_look_for(mine);
+    if (t == 0) measure(seen, ends);
     barrier();
     Weigh weigh = has_top_k(p, vocab) ? BY_COUNT : BY_MASS;
     u64 whole = wants_mass(p, vocab) ? whole_of(seen, block, my_largest, my_mass) : 0;
@@ -265,8 +287,8 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         begin(seen, seen.params, weigh, LOWEST_KEY, whole);
     }
     // If they are few, or what is sought next is sought among them, all is listed.
-    u32 most = weigh == BY_COUNT && p.top_k <= MAX_K_LISTED ? BETTER_THAN_ENOUGH : FEW / 4 * 3;
-    if (aim<T, SAMPLE_READS / 2, true>(seen, block, room, weigh, sample) <= most && t == 0) seen.high = seen.ceiling;
+    u32 few = weigh == BY_COUNT && p.top_k <= MAX_K_LISTED ? BETTER_THAN_ENOUGH : FEW / 4 * 3;
+    if (aim<T, SAMPLE_AT_ONCE, true>(seen, block, room, weigh, sample) <= few && t == 0) seen.high = seen.ceiling;
     u32 each = (slices + blocks - 1) / blocks, first = block_index_y() * each;
     Tally found = look_at<T, FOURS_AT_ONCE>(seen, block, room, first, first + each < slices ? first + each : slices);
     if (t == 0) {
@@ -280,15 +302,15 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
 }
 
 #define SAMPLE_KERNELS(name, T)                                                                                       \
-    KERNEL(BLOCK, 3)                                                                                                  \
+    KERNEL(READ_BLOCK, 12)                                                                                                \
     slices_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,       \
                   float *largest, float *groups, u64 *mass, u64 *wide) {                                              \
         slices_of<T>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);                \
     }                                                                                                                 \
     KERNEL(BLOCK, 2)                                                                                                  \
     look_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,                \
-                const float *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks) {                                   \
-        look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks);                         \
+                const float *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_wide) {                     \
+        look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_wide);               \
     }                                                                                                                 \
     KERNEL(BLOCK, 2)                                                                                                  \
     draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \

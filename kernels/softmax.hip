@@ -29,6 +29,7 @@ template <typename T>
 DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_inverse, const float *largest,
                        const u64 *mass, T *out) {
     SHARED Scratch scratch;
+    wait_for_last_launch();
     Block block = {&scratch, 0};
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 blocks = (slices + SLICES_PER_WRITER - 1) / SLICES_PER_WRITER;

@@ -1,6 +1,6 @@
 //! The launch plan: which kernels run with which grids and arguments, whatever the driver.
 
-use super::{BLOCK, slices};
+use super::slices;
 use candle_core::{DType, Result, bail};
 
 /// A driver: memory, copies and launches in the order of one stream. It knows nothing of sampling.
@@ -20,7 +20,7 @@ pub(crate) trait Gpu {
     /// Copies `words` to `memory`, from its word `at` on; has read them when it returns.
     fn upload(&self, words: &[u64], memory: &mut Self::Memory, at: usize) -> Result<()>;
 
-    /// Launches a grid of so many columns and rows of blocks, each of [`BLOCK`] threads.
+    /// Launches a grid of so many columns and rows of blocks, each of so many threads.
     ///
     /// # Safety
     ///
@@ -29,6 +29,7 @@ pub(crate) trait Gpu {
         &self,
         kernel: &'static str,
         grid: [usize; 2],
+        threads: u32,
         arguments: &[Argument],
     ) -> Result<()>;
 }
@@ -52,7 +53,6 @@ pub(crate) enum Argument {
     F32(f32),
 }
 
-#[cfg(feature = "hip")]
 impl Argument {
     /// Where the value is on the host, as launch functions want it.
     pub(crate) fn value(&self) -> *mut std::ffi::c_void {
@@ -118,8 +118,11 @@ impl Kernels {
 /// Groups of a slice, as in `kernels/row.h`.
 const GROUPS: usize = 32;
 
+/// Threads of a block that reads slices, as in `kernels/read.h`.
+pub(super) const READ_BLOCK: u32 = 128;
+
 /// More blocks than a large GPU runs at once; where slices are enough for twice as many, each wave reads two of them, and so on.
-const READING_BLOCKS: usize = 4096;
+const READING_BLOCKS: usize = 16_384;
 
 /// What the first read leaves of each slice of each row.
 pub(crate) struct Summaries<G: Gpu> {
@@ -173,7 +176,7 @@ impl<G: Gpu> Summaries<G> {
         shared_params: bool,
         wide: Argument,
     ) -> Result<()> {
-        let per_block = (BLOCK / gpu.wave()) as usize;
+        let per_block = (READ_BLOCK / gpu.wave()) as usize;
         let each = slices(logits.vocab).div_ceil(per_block);
         let blocks = each.div_ceil((logits.rows * each / READING_BLOCKS).max(1));
         let arguments = [
@@ -190,6 +193,6 @@ impl<G: Gpu> Summaries<G> {
         ];
         let kernel = Kernels::of(logits.dtype)?.slices;
         // SAFETY: the arguments are those of `slices_*`; the caller vouches for the addresses.
-        unsafe { gpu.launch(kernel, [logits.rows, blocks], &arguments) }
+        unsafe { gpu.launch(kernel, [logits.rows, blocks], READ_BLOCK, &arguments) }
     }
 }

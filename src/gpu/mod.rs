@@ -26,7 +26,7 @@ pub(crate) use rows::State;
 use crate::definition::weight::SLICE;
 use crate::params::{RowParams, TopKTopP};
 
-/// Threads of every block, as `BLOCK` in `kernels/block.h`.
+/// Threads of a block, as `BLOCK` in `kernels/block.h`, but of those that read slices.
 pub(crate) const BLOCK: u32 = 512;
 
 /// The files of `kernels/`, in the order in which they include each other.
@@ -105,6 +105,7 @@ impl From<&RowParams> for DeviceParams {
 
 #[cfg(test)]
 mod tests {
+    use super::launch::READ_BLOCK;
     use super::*;
 
     #[test]
@@ -119,6 +120,7 @@ mod tests {
             assert!(source.contains(kernel), "{kernel}");
         }
         assert!(source.contains(&format!("#define BLOCK {BLOCK}u")));
+        assert!(source.contains(&format!("#define READ_BLOCK {READ_BLOCK}u")));
         assert!(source.contains(&format!("#define SLICE {SLICE}u")));
         assert!(source.contains(&format!("#define WIDE_WORDS {}u", rows::WIDE_WORDS)));
         assert!(source.contains(&format!("#define CAPACITY {}u", rows::CAPACITY)));

@@ -7,7 +7,7 @@
 //! reads the `sample` cases of `tests/expected_cases.rs` and adds NAME.plan to each: memory in words, what is uploaded there and what is
 //! launched, for waves of 32 and of 64.
 
-use super::launch::{Argument, Gpu, Logits, checked};
+use super::launch::{Argument, Gpu, Logits, READ_BLOCK, checked};
 use super::rows::{Rows, State};
 use super::{BLOCK, DeviceParams, slices, source};
 use crate::SamplingParams;
@@ -100,13 +100,15 @@ impl Gpu for Recorder {
         &self,
         kernel: &'static str,
         grid: [usize; 2],
+        threads: u32,
         arguments: &[Argument],
     ) -> Result<()> {
         if self.broken.get() {
             bail!("no launches today")
         }
         let arguments: Vec<Value> = arguments.iter().map(describe).collect();
-        let step = json!({ "launch": kernel, "grid": grid, "arguments": arguments });
+        let step =
+            json!({ "launch": kernel, "grid": grid, "threads": threads, "arguments": arguments });
         self.steps.borrow_mut().push(step);
         Ok(())
     }
@@ -154,16 +156,19 @@ fn launches(rows: usize, blocks: usize, per_block: usize) -> [Value; 3] {
         json!({
             "launch": "slices_bf16",
             "grid": [rows, blocks],
+            "threads": 128,
             "arguments": [logits, stride, vocab, params, ["u32", 0], ["u32", blocks * per_block], largest, groups, mass, wide],
         }),
         json!({
             "launch": "look_bf16",
             "grid": [rows, 10],
-            "arguments": [logits, stride, vocab, params, largest, groups, mass, kept, wide, ["u32", 10]],
+            "threads": 512,
+            "arguments": [logits, stride, vocab, params, largest, groups, mass, kept, wide, ["u32", 10], ["u32", 1]],
         }),
         json!({
             "launch": "draw_bf16",
             "grid": [rows, 1],
+            "threads": 512,
             "arguments": [
                 logits, stride, vocab, params, address("positions"), largest, groups, mass, kept, wide, ["u32", 1], address("ids")
             ],
@@ -173,8 +178,8 @@ fn launches(rows: usize, blocks: usize, per_block: usize) -> [Value; 3] {
 
 #[test]
 fn a_draw_is_two_uploads_and_three_launches() {
-    // Waves of a block, each with a slice: 16 of 32 lanes, 8 of 64.
-    for (wave, blocks, per_block) in [(32, 1, 16), (64, 2, 8)] {
+    // Waves of a block, each with a slice: 4 of 32 lanes, 2 of 64.
+    for (wave, blocks, per_block) in [(32, 3, 4), (64, 5, 2)] {
         let gpu = Recorder::new(wave);
         let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
         // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 4 bytes, 8 bytes twice; and 8,480 words.
@@ -221,26 +226,31 @@ fn two_launches_do_where_few_tokens_can_be_kept() {
 
 #[test]
 fn large_batches_read_several_slices_a_wave_and_look_with_fewer_blocks() {
-    let grids = |rows: usize| -> Vec<Value> {
+    let grids = |rows: usize, wide: usize| -> Vec<Value> {
         let gpu = Recorder::new(32);
         let mut on_device = Rows::new(&gpu, rows, 151_936).unwrap();
-        let params = params(&vec![1; rows]);
+        let mut params = params(&vec![1; rows]);
+        for row in &mut params[wide..] {
+            row.greedy = true;
+        }
         let logits = logits(DType::F32, rows, 151_936, 151_936);
         draw(&mut on_device, &gpu, &logits, &params, &vec![0; rows]).unwrap();
         let grids = gpu.steps().into_iter().map(|step| step["grid"].clone());
         grids.filter(Value::is_array).collect()
     };
     let grids_of = |rows, reading, looking| [[rows, reading], [rows, looking], [rows, 1]];
-    // 297 slices are 19 blocks of 16 waves.
-    for (rows, reading, looking) in [
-        (1, 19, 32),
-        (8, 19, 16),
-        (64, 19, 4),
-        (512, 10, 1),
-        (5000, 1, 1),
+    // 297 slices are 75 blocks of 4 waves.
+    for (rows, wide, reading, looking) in [
+        (1, 1, 75, 32),
+        (8, 8, 75, 16),
+        (64, 64, 75, 4),
+        (64, 1, 75, 32),
+        (512, 512, 38, 1),
+        (512, 1, 38, 4),
+        (5000, 5000, 4, 1),
     ] {
         assert_eq!(
-            grids(rows),
+            grids(rows, wide),
             grids_of(rows, reading, looking).map(|grid| json!(grid))
         );
     }
@@ -257,7 +267,7 @@ fn only_what_has_changed_is_uploaded() {
 
     // The kernels have advanced the positions.
     draw(&mut rows, &gpu, &logits, &before, &[5, 0, 7]).unwrap();
-    assert_eq!(gpu.steps(), launches(3, 1, 16));
+    assert_eq!(gpu.steps(), launches(3, 3, 4));
 
     draw(&mut rows, &gpu, &logits, &after, &[6, 0, 9]).unwrap();
     let changed = [
@@ -265,7 +275,7 @@ fn only_what_has_changed_is_uploaded() {
         json!({ "upload": [0], "to": "positions", "at": 1 }),
         json!({ "upload": [9], "to": "positions", "at": 2 }),
     ];
-    assert_eq!(gpu.steps(), [&changed[..], &launches(3, 1, 16)].concat());
+    assert_eq!(gpu.steps(), [&changed[..], &launches(3, 3, 4)].concat());
 
     // After a failure nobody knows what is there.
     gpu.broken.set(true);
@@ -277,7 +287,7 @@ fn only_what_has_changed_is_uploaded() {
         json!({ "upload": words(&after), "to": "params", "at": 0 }),
         json!({ "upload": [7, 1, 10], "to": "positions", "at": 0 }),
     ];
-    assert_eq!(gpu.steps(), [&all[..], &launches(3, 1, 16)].concat());
+    assert_eq!(gpu.steps(), [&all[..], &launches(3, 3, 4)].concat());
 }
 
 #[test]
@@ -344,7 +354,7 @@ fn grids_that_no_driver_takes_are_refused() {
         assert!(error.contains("too large to launch"), "{error}");
     }
     // The largest vocabulary, in the largest waves.
-    let blocks = slices(1 << 24).div_ceil(BLOCK as usize / 64);
+    let blocks = slices(1 << 24).div_ceil(READ_BLOCK as usize / 64);
     assert!(checked([1, blocks], most).is_ok());
 }
 
@@ -394,7 +404,7 @@ fn plan(case: &Value, wave: u32) -> Value {
     let memory: serde_json::Map<_, _> = memory
         .map(|(name, words)| (name.to_string(), json!(words)))
         .collect();
-    json!({ "block": BLOCK, "memory": memory, "steps": gpu.steps() })
+    json!({ "memory": memory, "steps": gpu.steps() })
 }
 
 #[test]

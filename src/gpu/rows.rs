@@ -1,7 +1,7 @@
 //! A sampler's rows in device memory: parameters, positions, workspace.
 
 use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
-use super::{DeviceParams, slices};
+use super::{BLOCK, DeviceParams, slices};
 use crate::params::RowParams;
 use candle_core::Result;
 
@@ -41,6 +41,8 @@ pub(super) const MAX_K_BY_SLICES: u32 = 160;
 
 /// Blocks that look at rows again together: one for each multiprocessor of a large GPU.
 const LOOKING_BLOCKS: usize = 128;
+/// Blocks that may find that there is nothing to look for.
+const IDLE_BLOCKS: usize = 2048;
 /// More would not be faster at reading a row; each first finds out where to look.
 const LOOKING_BLOCKS_A_ROW: usize = 32;
 
@@ -167,14 +169,18 @@ impl<G: Gpu> Rows<G> {
                 Argument::Address(ids),
             ];
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*`.
-            unsafe { gpu.launch(kernels.draw, [rows, 1], &arguments) }
+            unsafe { gpu.launch(kernels.draw, [rows, 1], BLOCK, &arguments) }
         };
-        if !params.iter().any(|row| may_be_wide(row, vocab)) {
+        let wide_rows = params.iter().filter(|row| may_be_wide(row, vocab)).count();
+        if wide_rows == 0 {
             return draw(false);
         }
         // Where a row would have few, two on a multiprocessor are better than half as many.
-        let blocks = (LOOKING_BLOCKS / rows).max((2 * LOOKING_BLOCKS / rows).min(4));
-        let blocks = blocks.clamp(1, LOOKING_BLOCKS_A_ROW.min(slices(vocab)));
+        let blocks = (LOOKING_BLOCKS / wide_rows).max((2 * LOOKING_BLOCKS / wide_rows).min(4));
+        let most = LOOKING_BLOCKS_A_ROW
+            .min(slices(vocab))
+            .min(IDLE_BLOCKS / rows);
+        let blocks = blocks.min(most).max(1);
         let arguments = [
             address,
             stride,
@@ -186,9 +192,10 @@ impl<G: Gpu> Rows<G> {
             kept,
             wide,
             Argument::U32(blocks as u32),
+            Argument::U32(u32::from(wide_rows == rows)),
         ];
         // SAFETY: as for `draw`; the arguments are those of `look_*`.
-        unsafe { gpu.launch(kernels.look, [rows, blocks], &arguments)? };
+        unsafe { gpu.launch(kernels.look, [rows, blocks], BLOCK, &arguments)? };
         draw(true)
     }
 }

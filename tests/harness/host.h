@@ -22,7 +22,8 @@
 // filled with garbage; the others find what the block before them left.
 #define SHARED static
 #define GLOBAL
-#define KERNEL(threads, blocks) extern "C" void
+// Compilers do not know the attribute; tests/standin reads it.
+#define KERNEL(threads, blocks) extern "C" __attribute__((block(threads))) void
 
 // A place in a kernel. The default arguments below are evaluated where the caller stands.
 struct Site {
@@ -32,7 +33,7 @@ struct Site {
 #define SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
 // What a thread waits for. `operand` differs from lane to lane, `argument` (a mask, a distance) must not.
-enum Wait { BARRIER, SHUFFLE_XOR, SHUFFLE_UP, VOTE, FINISHED };
+enum Wait { BARRIER, SHUFFLE_XOR, SHUFFLE_UP, VOTE, WAVE_BARRIER, FINISHED };
 
 // Implemented by the machine (machine.h).
 u32 thread_index();
@@ -42,6 +43,7 @@ void wait_for_block(Site site);
 u64 wait_for_wave(Wait what, Site site, u32 operand, u32 argument);
 
 DEVICE void barrier(SITE) { wait_for_block({file, line}); }
+DEVICE void wave_barrier(SITE) { wait_for_wave(WAVE_BARRIER, {file, line}, 0, 0); }
 DEVICE u32 shuffle_xor(u32 x, u32 mask, SITE) { return (u32)wait_for_wave(SHUFFLE_XOR, {file, line}, x, mask); }
 DEVICE u32 shuffle_up(u32 x, u32 delta, SITE) { return (u32)wait_for_wave(SHUFFLE_UP, {file, line}, x, delta); }
 DEVICE u64 vote(bool x, SITE) { return wait_for_wave(VOTE, {file, line}, x, 0); }
@@ -54,6 +56,7 @@ DEVICE u32 atomic_add(u32 *p, u32 x) {
 DEVICE u32 atomic_add_on_device(u32 *p, u32 x) { return atomic_add(p, x); }
 DEVICE void atomic_add_on_device(u64 *p, u64 x) { *p += x; }
 DEVICE u32 uniform(u32 x) { return x; }
+DEVICE u32 opaque(u32 x) { return x; }
 DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }
 DEVICE u32 lowest_bit(u64 x) { return (u32)__builtin_ctzll(x); }
 DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__builtin_clzll(x); }

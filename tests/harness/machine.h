@@ -127,13 +127,18 @@ UNCHECKED inline void give_way(Wait what, Site site) {
     __sanitizer_finish_switch_fiber(self.fake_stack, nullptr, nullptr);
 }
 
+UNCHECKED inline bool is_left_out(Site site) {
+    return site.line == machine.without.line && strstr(site.file, machine.without.file);
+}
+
 UNCHECKED void wait_for_block(Site site) {
-    if (site.line == machine.without.line && strstr(site.file, machine.without.file)) return;
+    if (is_left_out(site)) return;
     give_way(BARRIER, site);
 }
 
 UNCHECKED u64 wait_for_wave(Wait what, Site site, u32 operand, u32 argument) {
     Fiber &self = machine.threads[machine.thread];
+    if (what == WAVE_BARRIER && is_left_out(site)) return 0;
     self.operand = operand;
     self.argument = argument;
     give_way(what, site);
@@ -173,8 +178,8 @@ UNCHECKED inline void resume(u32 thread) {
 
 // Threads `first` and `other` wait for each other, and must have come to the same place.
 UNCHECKED inline void must_agree(const char *group, u32 first, u32 other) {
-    static_assert(FINISHED == 4, "one name for each kind of wait");
-    const char *names[] = {"a barrier", "shuffle_xor", "shuffle_up", "a vote", "its end"};
+    static_assert(FINISHED == 5, "one name for each kind of wait");
+    const char *names[] = {"a barrier", "shuffle_xor", "shuffle_up", "a vote", "a barrier of its wave", "its end"};
     const Fiber &a = machine.threads[first], &b = machine.threads[other];
     bool same_argument = a.wait == BARRIER || a.wait == FINISHED || a.argument == b.argument;
     bool same_file = a.site.file == b.site.file || !strcmp(a.site.file, b.site.file);
@@ -249,9 +254,10 @@ inline void start_machine(u64 seed, Site without) {
     find_shared_memory();
 }
 
-// kernel<<<dim3(columns, rows), BLOCK>>>.
-inline void launch(u32 columns, u32 rows, std::function<void()> kernel) {
+// kernel<<<dim3(columns, rows), threads>>>.
+inline void launch(u32 columns, u32 rows, u32 threads, std::function<void()> kernel) {
     machine.kernel = kernel;
+    u32 in_block = threads / WAVE;
     u32 blocks = columns * rows;
     std::vector<u32> order(blocks);
     for (u32 i = 0; i < blocks; i++) {
@@ -270,9 +276,9 @@ inline void launch(u32 columns, u32 rows, std::function<void()> kernel) {
                 fprintf(stderr, "block %u does not end\n", block);
                 exit(3);
             }
-            Order waves(WAVES);
-            for (u32 w = 0; w < WAVES; w++) run_wave(waves[w]);
-            for (u32 w = 1; w < WAVES; w++) must_agree("block", 0, w * WAVE);
+            Order waves(in_block);
+            for (u32 w = 0; w < in_block; w++) run_wave(waves[w]);
+            for (u32 w = 1; w < in_block; w++) must_agree("block", 0, w * WAVE);
         } while (machine.threads[0].wait == BARRIER);
     }
 }

@@ -89,16 +89,16 @@ static void sample(FILE *file, const Case &c) {
     // A slice a wave, or several.
     u32 blocks = one_launch ? ceil_div(slices, SLICES_PER_BLOCK) : 1, step = blocks * SLICES_PER_BLOCK;
     Buffer<u64> kept(c.rows * slices), wide((u64)c.rows * WIDE_WORDS);
-    launch(c.rows, blocks,
+    launch(c.rows, blocks, READ_BLOCK,
            [&] { Kernels<T>::slices(first, c.stride, c.vocab, params, 0, step, largest, groups, mass, wide); });
     // The look at rows that may be wide is two blocks' work, or left to the block that draws.
     u32 looking = one_launch || c.vocab <= CAPACITY ? 0 : 2;
     if (looking) {
-        launch(c.rows, looking, [&] {
-            Kernels<T>::look(first, c.stride, c.vocab, params, largest, groups, mass, kept, wide, looking);
+        launch(c.rows, looking, BLOCK, [&] {
+            Kernels<T>::look(first, c.stride, c.vocab, params, largest, groups, mass, kept, wide, looking, 0);
         });
     }
-    launch(c.rows, 1, [&] {
+    launch(c.rows, 1, BLOCK, [&] {
         Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, ids);
     });
     write(ids);
@@ -115,9 +115,9 @@ static void softmax(FILE *file, const Case &c) {
     Buffer<T> out((u64)c.rows * c.vocab);
     const T *first = logits + c.offset;
     u32 blocks = ceil_div(slices, SLICES_PER_BLOCK), step = blocks * SLICES_PER_BLOCK;
-    launch(c.rows, blocks, [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, step, largest, groups, mass, nullptr); });
+    launch(c.rows, blocks, READ_BLOCK, [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, step, largest, groups, mass, nullptr); });
     float scale = params[0].scale, inverse = params[0].inverse;
-    launch(c.rows * ceil_div(slices, SLICES_PER_WRITER), 1,
+    launch(c.rows * ceil_div(slices, SLICES_PER_WRITER), 1, BLOCK,
            [&] { Kernels<T>::softmax(first, c.vocab, scale, inverse, largest, mass, out); });
     write(out);
 }
@@ -128,9 +128,9 @@ static void prefix_sum(FILE *file, const Case &c, void (*scan_chunks)(const T *,
     Buffer<T> in = read_buffer<T>(file, c.elements);
     u32 chunks = ceil_div(c.vocab, BLOCK);
     Buffer<T> out((u64)c.rows * c.vocab), before(c.rows * chunks);
-    launch(c.rows * chunks, 1, [&] { scan_chunks(in + c.offset, c.vocab, out); });
-    launch(ceil_div(c.rows, BLOCK), 1, [&] { sum_totals(out, c.vocab, c.rows, before); });
-    launch(c.rows * chunks, 1, [&] { add_before(c.vocab, before, out); });
+    launch(c.rows * chunks, 1, BLOCK, [&] { scan_chunks(in + c.offset, c.vocab, out); });
+    launch(ceil_div(c.rows, BLOCK), 1, BLOCK, [&] { sum_totals(out, c.vocab, c.rows, before); });
+    launch(c.rows * chunks, 1, BLOCK, [&] { add_before(c.vocab, before, out); });
     write(out);
 }
 

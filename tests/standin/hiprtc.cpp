@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <regex>
 #include <sstream>
 
@@ -108,8 +109,9 @@ static bool read_options(int count, const char **given, Options *options, std::s
     return true;
 }
 
-// The kernels' names: what follows `extern "C" void` in preprocessed text, in the parts that come from `file` itself.
-static std::vector<std::string> find_kernels(const std::string &text, const std::string &file) {
+// The kernels' names, and the threads of their blocks if the source says so: what follows `extern "C" void` in preprocessed text, in the parts
+// that come from `file` itself.
+static std::map<std::string, std::string> find_kernels(const std::string &text, const std::string &file) {
     std::istringstream lines(text);
     std::string own, line;
     bool is_own = false;
@@ -120,21 +122,23 @@ static std::vector<std::string> find_kernels(const std::string &text, const std:
         else if (is_own)
             own += line + "\n";
     }
-    static const std::regex definition("extern \"C\"\\s+void\\s+(\\w+)\\s*\\(");
-    std::vector<std::string> names;
+    static const std::regex definition(
+        "extern \"C\"\\s+(?:__attribute__\\(\\(block\\((\\w+)\\)\\)\\)\\s+)?void\\s+(\\w+)\\s*\\(");
+    std::map<std::string, std::string> kernels;
     for (std::sregex_iterator match(own.begin(), own.end(), definition), end; match != end; ++match)
-        if (std::find(names.begin(), names.end(), (*match)[1]) == names.end()) names.push_back((*match)[1]);
-    return names;
+        kernels[(*match)[2]] = (*match)[1].length() ? (*match)[1].str() : "BLOCK";
+    return kernels;
 }
 
 // What stands behind the kernels.
-static std::string table_of(const std::vector<std::string> &kernels) {
+static std::string table_of(const std::map<std::string, std::string> &kernels) {
     std::string text = "\n#include \"trampolines.h\"\nstatic const Kernel standin_kernels[] = {\n";
-    for (const std::string &kernel : kernels) text += "Trampoline<" + kernel + ">::describe(\"" + kernel + "\"),\n";
+    for (const auto &[kernel, threads] : kernels)
+        text += "Trampoline<" + kernel + ">::describe<" + threads + ">(\"" + kernel + "\"),\n";
     return text +
            "{}};\n"
            "extern \"C\" __attribute__((visibility(\"default\"))) const Code standin_code;\n"
-           "const Code standin_code = {WAVE, BLOCK, sizeof standin_kernels / sizeof(Kernel) - 1, standin_kernels, "
+           "const Code standin_code = {WAVE, sizeof standin_kernels / sizeof(Kernel) - 1, standin_kernels, "
            "start_kernels, stop_kernels};\n";
 }
 
@@ -176,7 +180,7 @@ static int compile(Program *program, int count, const char **given) {
     };
     bool done = compiler({"-E", "-o", preprocessed});
     if (done) {
-        std::vector<std::string> kernels = find_kernels(read_file(preprocessed), program->name);
+        std::map<std::string, std::string> kernels = find_kernels(read_file(preprocessed), program->name);
         write_file(source, begin + "#line 1 \"table\"\n" + table_of(kernels));
         // Modules must not share their machines, nor stay loaded for the sake of a symbol that others might use.
         done = compiler({"-shared", "-fvisibility=hidden", "-Wl,-Bsymbolic", "-o", library});

@@ -5,7 +5,7 @@
 // One kernel, behind functions that know its parameters' types.
 struct Kernel {
     const char *name;
-    unsigned parameters;
+    unsigned parameters, block;
     void *(*bind)(void **parameters);  // copies the arguments
     void (*run)(const void *arguments, unsigned columns, unsigned rows);
     void (*drop)(const void *arguments);
@@ -13,7 +13,7 @@ struct Kernel {
 
 // The symbol `standin_code` of a compiled library.
 struct Code {
-    unsigned wave, block, kernels;
+    unsigned wave, kernels;
     const Kernel *kernel;
     void (*start)(uint64_t seed);
     void (*stop)();

@@ -101,7 +101,7 @@ struct Launch {
 
 inline int launch_kernel(const Function &function, const QueuePointer &queue, const Launch &l) {
     const Kernel *kernel = function.kernel;
-    unsigned block = function.module->code->block;
+    unsigned block = kernel->block;
     if (l.block[0] != block || l.block[1] != 1 || l.block[2] != 1 || l.shared || l.extra) return InvalidValue;
     if (l.grid[0] < 1 || l.grid[0] > 0x7fffffff || l.grid[1] < 1 || l.grid[1] > 0xffff || l.grid[2] != 1) return InvalidValue;
     // HIP counts threads where CUDA counts blocks.

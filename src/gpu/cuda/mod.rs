@@ -11,10 +11,9 @@ mod sample;
 pub(crate) use ops::{prefix_sum, softmax};
 pub(crate) use sample::Sampling;
 
-use super::BLOCK;
 use super::launch::{Argument, Gpu, checked};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaSlice, CudaStream, DevicePtr, SyncOnDrop, sys,
 };
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::{Result, bail};
@@ -75,27 +74,46 @@ impl Gpu for Cuda {
         &self,
         kernel: &'static str,
         grid: [usize; 2],
+        threads: u32,
         arguments: &[Argument],
     ) -> Result<()> {
         let [columns, rows] = checked(grid, (1 << 31) - 1)?;
         let function = self.module.function(kernel)?;
-        let mut launch = self.stream.launch_builder(&function);
-        for argument in arguments {
-            match argument {
-                Argument::Address(x) => launch.arg(x),
-                Argument::U32(x) => launch.arg(x),
-                Argument::I64(x) => launch.arg(x),
-                Argument::F32(x) => launch.arg(x),
-            };
-        }
-        let config = LaunchConfig {
-            grid_dim: (columns, rows, 1),
-            block_dim: (BLOCK, 1, 1),
-            shared_mem_bytes: 0,
+        // The kernels wait for the launch before by themselves (`wait_for_last_launch` in kernels/portable.h), so that this one may be
+        // prepared while that one runs.
+        let early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue {
+                programmaticStreamSerializationAllowed: 1,
+            },
         };
-        // SAFETY: the caller vouches for the arguments.
-        unsafe { launch.launch(config) }.w()?;
-        Ok(())
+        let mut attributes = [early];
+        let config = sys::CUlaunchConfig {
+            gridDimX: columns,
+            gridDimY: rows,
+            gridDimZ: 1,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: 0,
+            hStream: self.stream.cu_stream(),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: u32::from(self.module.launches_early),
+        };
+        let mut values: Vec<_> = arguments.iter().map(Argument::value).collect();
+        self.stream.context().bind_to_thread().w()?;
+        // SAFETY: the caller vouches for the arguments, which CUDA copies; stream and function are alive.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &config,
+                function.cu_function(),
+                values.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .w()
     }
 }
 

@@ -3,7 +3,7 @@
 use super::WAVE;
 use crate::gpu::rtc::{Compiler, NVRTC};
 use crate::gpu::{cache, source};
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{Error, Result};
@@ -14,6 +14,9 @@ use std::sync::{Arc, Mutex};
 pub(super) struct Module {
     module: Arc<CudaModule>,
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    /// Whether a launch may begin before the last one has ended: from compute capability 9.0 on, where the kernels wait for
+    /// that, and from CUDA 12.3 on, where graphs know of it.
+    pub(super) launches_early: bool,
 }
 
 /// Loaded modules by the address of their context, which they keep alive.
@@ -35,9 +38,11 @@ impl Module {
         let module = context
             .load_module(Ptx::from_binary(compile(context)?))
             .w()?;
+        let (major, _) = context.compute_capability().w()?;
         let module = Arc::new(Self {
             module,
             functions: Mutex::default(),
+            launches_early: major >= 9 && driver_version()? >= 12_030,
         });
         loaded.insert(address, module.clone());
         Ok(module)
@@ -55,6 +60,16 @@ impl Module {
         functions.insert(name, function.clone());
         Ok(function)
     }
+}
+
+/// The driver's CUDA version: 12.3 is 12,030.
+fn driver_version() -> Result<i32> {
+    let mut version = 0;
+    // SAFETY: it is written to.
+    unsafe { sys::cuDriverGetVersion(&mut version) }
+        .result()
+        .w()?;
+    Ok(version)
 }
 
 /// Machine code for the GPU of `context`.

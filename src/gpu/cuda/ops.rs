@@ -61,7 +61,12 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
         // of `softmax_*` in kernels/softmax.hip.
         unsafe {
             summaries.read(&gpu, &logits, &params, true, Argument::Address(0))?;
-            gpu.launch(Kernels::of(logits.dtype)?.softmax, [writers, 1], &arguments)?;
+            gpu.launch(
+                Kernels::of(logits.dtype)?.softmax,
+                [writers, 1],
+                BLOCK,
+                &arguments,
+            )?;
         }
     }
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
@@ -99,10 +104,10 @@ fn prefix_sum_rows<T: CudaDType + DeviceRepr>(
         let (length, count) = (Argument::U32(length as u32), Argument::U32(rows as u32));
         // SAFETY: the arguments are those of kernels/prefix_sum.hip, the addresses as for the softmax.
         unsafe {
-            gpu.launch(scan_chunks, [chunks, 1], &[from, length, to])?;
+            gpu.launch(scan_chunks, [chunks, 1], BLOCK, &[from, length, to])?;
             let blocks = rows.div_ceil(BLOCK as usize);
-            gpu.launch(sum_totals, [blocks, 1], &[to, length, count, before])?;
-            gpu.launch(add_before, [chunks, 1], &[length, before, to])?;
+            gpu.launch(sum_totals, [blocks, 1], BLOCK, &[to, length, count, before])?;
+            gpu.launch(add_before, [chunks, 1], BLOCK, &[length, before, to])?;
         }
     }
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))

@@ -18,7 +18,6 @@ pub use device::HipDevice;
 pub use sample::DeviceLogits;
 pub(crate) use sample::Sampling;
 
-use super::BLOCK;
 use super::launch::{Argument, Gpu, checked};
 use api::Handle;
 use candle_core::Result;
@@ -74,10 +73,11 @@ impl Gpu for Hip {
         &self,
         kernel: &'static str,
         grid: [usize; 2],
+        threads: u32,
         arguments: &[Argument],
     ) -> Result<()> {
         // HIP counts the threads of a dimension in 32 bits.
-        let [columns, rows] = checked(grid, u32::MAX / BLOCK)?;
+        let [columns, rows] = checked(grid, u32::MAX / threads)?;
         let function = self.module.function(kernel)?;
         let mut values: Vec<_> = arguments.iter().map(Argument::value).collect();
         let none = std::ptr::null_mut();
@@ -90,7 +90,7 @@ impl Gpu for Hip {
                     columns,
                     rows,
                     1,
-                    BLOCK,
+                    threads,
                     1,
                     1,
                     0,
