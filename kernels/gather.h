@@ -48,10 +48,12 @@ DEVICE float kth_slice(Row<T> &row, u32 k, float most, float least) {
             UNROLL for (u32 i = 0; i < BINS / WAVE; i++) sum += mine[i] = counts[first + i];
             u32 through = above + wave_prefix(sum), before = through - sum;
             if (before < k && through >= k) {
-                UNROLL for (u32 i = 0; i + 1 < BINS / WAVE; i++) {
-                    bool further = bin == first + i && before + mine[i] < k;
-                    before += further ? mine[i] : 0;
+                through = before;
+                UNROLL for (u32 i = 0; i < BINS / WAVE; i++) {
+                    bool further = through + mine[i] < k;
+                    through += mine[i];
                     bin += further;
+                    before = further ? through : before;
                 }
                 float bound = most - (float)(bin + 1) * steps.width;
                 row.shared->bound = before + counts[bin] > k + k / 8 ? POS_INF : bound > least ? bound : least;
@@ -111,7 +113,7 @@ DEVICE bool gather(Row<T> &row, float bound) {
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 i = start + q * stride + lane_index() / GROUPS;
             group[q] = slices[i < count ? i : 0] * GROUPS + lane_index() % GROUPS;
-            most[q] = shared.groups[group[q]];
+            most[q] = widen(((const bf16 *)shared.groups)[group[q]]);
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             bool hit = most[q] >= bound && start + q * stride + lane_index() / GROUPS < count;

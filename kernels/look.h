@@ -103,17 +103,17 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
         u32 lanes = slices * (GROUPS / 4);
         ROLLED for (u32 start = 0; start < lanes; start += BLOCK * AT_ONCE) {
             if (start + wave_index() * WAVE >= lanes) break;
-            Four<float> four[AT_ONCE];
+            Four<bf16> four[AT_ONCE];
             u32 mask = 0, dense = 0;
             UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
                 u32 lane = start + q * BLOCK + thread_index();
-                four[q] = *(const Four<float> *)(const float *)(seen.groups + begin * GROUPS + (lane < lanes ? lane * 4 : 0));
+                four[q] = *(const Four<bf16> *)(const bf16 *)(seen.groups + begin * GROUPS + (lane < lanes ? lane * 4 : 0));
             }
             UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
                 u32 lane = start + q * BLOCK + thread_index(), hit = 0;
                 if (uniform(lane - lane_index() >= lanes)) continue;
                 float threshold = cut_of(seen.low, begin + lane / (GROUPS / 4)).threshold;
-                UNROLL for (u32 c = 0; c < 4; c++) hit |= (u32)(four[q].x[c] > threshold && lane < lanes) << c;
+                UNROLL for (u32 c = 0; c < 4; c++) hit |= (u32)(widen(four[q].x[c]) > threshold && lane < lanes) << c;
                 u32 of_slice = count_bits(hit);
                 UNROLL for (u32 other = 1; other < GROUPS / 4; other *= 2) of_slice += shuffle_xor(of_slice, other);
                 if (of_slice >= DENSE) {

@@ -1,5 +1,5 @@
 // The first launch: the logits are read once. Of each slice of 512 tokens it leaves the largest logit and, where the row's parameters want
-// them, the mass and the largest logits of the groups of 16.
+// them, the mass and the largest logits of the groups of 16, these in 16 bits: to write them takes as long as their bytes.
 #pragma once
 #include "row.h"
 
@@ -29,20 +29,26 @@ DEVICE void forget(GLOBAL Wide *wide) {
     wide->tally.counts = wide->tally.masses[0] = wide->tally.masses[1] = 0;
 }
 
+// Rounded up: what is above a bound, stays there.
+DEVICE bf16 raised(float x) {
+    u32 bits = bits_of(x);
+    return {(u16)((bits >> 31 ? bits : bits + 0xffffu) >> 16)};
+}
+
 // What the lane at a distance of `mask` does not keep.
 DEVICE float exchange(float keep, float give, u32 mask) { return larger(keep, float_of(shuffle_xor(bits_of(give), mask))); }
 
 // A group's 16 tokens are in four lanes, which have four groups (in waves of 64, two): each ends up with one.
-DEVICE void write_groups(const float *four, float *groups) {
+DEVICE void write_groups(const float *four, bf16 *groups) {
     bool odd = lane_index() & 1, high = lane_index() & 2;
     if (WAVE == 32) {
         float a = exchange(high ? four[2] : four[0], high ? four[0] : four[2], 2);
         float b = exchange(high ? four[STEPS / 4 - 1] : four[1], high ? four[1] : four[STEPS / 4 - 1], 2);
-        groups[lane_index() % 4 * 8 + lane_index() / 4] = exchange(odd ? b : a, odd ? a : b, 1);
+        groups[lane_index() % 4 * 8 + lane_index() / 4] = raised(exchange(odd ? b : a, odd ? a : b, 1));
     } else {
         float most = exchange(high ? four[1] : four[0], high ? four[0] : four[1], 2);
         most = exchange(most, most, 1);
-        if (!odd) groups[lane_index() % 4 * 8 + lane_index() / 4] = most;
+        if (!odd) groups[lane_index() % 4 * 8 + lane_index() / 4] = raised(most);
     }
 }
 
@@ -50,7 +56,7 @@ DEVICE void write_groups(const float *four, float *groups) {
 // even if these asked for the next slice before they worked on the last.
 template <typename T>
 DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,
-                      float *largest, float *groups, u64 *mass, u64 *wide) {
+                      float *largest, bf16 *groups, u64 *mass, u64 *wide) {
     wait_for_last_launch();
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();

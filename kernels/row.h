@@ -6,7 +6,7 @@
 #include "candidates.h"
 
 #define INVALID_TOKEN 0xffffffffu
-// The first read leaves the largest logit of each group of 16 tokens, too.
+// The first read leaves the largest logit of each group of 16 tokens, too, rounded up.
 #define GROUPS 32u
 #define GROUP (SLICE / GROUPS)
 
@@ -70,7 +70,7 @@ struct Seen : State {
     const GLOBAL void *logits;
     u32 vocab, slices;
     const GLOBAL float *largest;  // of each slice
-    const GLOBAL float *groups;   // of each group
+    const GLOBAL bf16 *groups;    // of each group, or a little more
     GLOBAL u64 *mass;             // of each slice
     GLOBAL u64 *kept;             // of each slice, above a place
     GLOBAL Wide *wide;

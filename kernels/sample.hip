@@ -29,14 +29,14 @@ DEVICE bool may_be_wide(const RowParams &p, u32 vocab) {
 // The block's copy of where the row is, and of its parameters.
 template <typename T>
 DEVICE void place_row(Seen &seen, const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,
-                      const float *groups, u64 *mass, u64 *kept, u64 *wide) {
+                      const bf16 *groups, u64 *mass, u64 *kept, u64 *wide) {
     u32 row = block_index(), slices = (vocab + SLICE - 1) / SLICE, t = thread_index();
     if (t == 0) {
         seen.logits = (const GLOBAL T *)(logits + row * stride);
         seen.vocab = vocab;
         seen.slices = slices;
         seen.largest = (const GLOBAL float *)(largest + (u64)row * slices);
-        seen.groups = (const GLOBAL float *)(groups + (u64)row * slices * GROUPS);
+        seen.groups = (const GLOBAL bf16 *)(groups + (u64)row * slices * GROUPS);
         seen.mass = (GLOBAL u64 *)(mass + (u64)row * slices);
         seen.kept = (GLOBAL u64 *)(kept + (u64)row * slices);
         seen.wide = wide_of(wide, row);
@@ -214,7 +214,7 @@ DEVICE bool draw_at_once(Row<T> &row, Ends ends, u32 *id) {
 
 template <typename T>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
-                    const float *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids) {
+                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids) {
     SHARED Shared shared;
     wait_for_last_launch();
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
@@ -254,7 +254,7 @@ DEVICE void nothing_to_look_for(GLOBAL Wide *wide) {
 // The launch between, for vocabularies above CAPACITY, `blocks` blocks a row. Each sets the same pivots for itself. Where not all rows may be wide,
 // those that are not read nothing.
 template <typename T>
-DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const float *groups,
+DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const bf16 *groups,
                     u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_wide) {
     SHARED Seen seen;
     SHARED u32 room[ROOM_WORDS];
@@ -304,17 +304,17 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
 #define SAMPLE_KERNELS(name, T)                                                                                       \
     KERNEL(READ_BLOCK, 12)                                                                                                \
     slices_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,       \
-                  float *largest, float *groups, u64 *mass, u64 *wide) {                                              \
+                  float *largest, bf16 *groups, u64 *mass, u64 *wide) {                                              \
         slices_of<T>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);                \
     }                                                                                                                 \
     KERNEL(BLOCK, 2)                                                                                                  \
     look_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,                \
-                const float *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_wide) {                     \
+                const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_wide) {                     \
         look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_wide);               \
     }                                                                                                                 \
     KERNEL(BLOCK, 2)                                                                                                  \
     draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \
-                const float *largest, const float *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,           \
+                const float *largest, const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,           \
                 u32 *ids) {                                                                                           \
         draw_of<T>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, ids);     \
     }

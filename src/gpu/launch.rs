@@ -129,7 +129,7 @@ pub(crate) struct Summaries<G: Gpu> {
     slices: usize,
     /// f32, one a slice
     largest: G::Memory,
-    /// f32, [`GROUPS`] a slice
+    /// bf16, [`GROUPS`] a slice
     groups: G::Memory,
     /// u64, one a slice
     mass: G::Memory,
@@ -141,7 +141,7 @@ impl<G: Gpu> Summaries<G> {
         Ok(Self {
             slices,
             largest: gpu.allocate(slices.div_ceil(2))?,
-            groups: gpu.allocate(slices * GROUPS / 2)?,
+            groups: gpu.allocate(slices * GROUPS / 4)?,
             mass: gpu.allocate(slices)?,
         })
     }

@@ -182,8 +182,8 @@ fn a_draw_is_two_uploads_and_three_launches() {
     for (wave, blocks, per_block) in [(32, 3, 4), (64, 5, 2)] {
         let gpu = Recorder::new(wave);
         let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
-        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 4 bytes, 8 bytes twice; and 8,480 words.
-        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 480, 30, 30, 25_440]);
+        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 2 bytes, 8 bytes twice; and 8,480 words.
+        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 240, 30, 30, 25_440]);
         let params = params(&[7, 8, 9]);
         let logits = logits(DType::BF16, 3, 5000, 5003);
         draw(&mut rows, &gpu, &logits, &params, &[1, u64::MAX, 1 << 40]).unwrap();
@@ -244,7 +244,7 @@ fn large_batches_read_several_slices_a_wave_and_look_with_fewer_blocks() {
         (1, 1, 75, 32),
         (8, 8, 75, 16),
         (64, 64, 75, 4),
-        (64, 1, 75, 32),
+        (64, 1, 75, 16),
         (512, 512, 38, 1),
         (512, 1, 38, 4),
         (5000, 5000, 4, 1),

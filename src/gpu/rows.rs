@@ -41,8 +41,9 @@ pub(super) const MAX_K_BY_SLICES: u32 = 160;
 
 /// Blocks that look at rows again together: one for each multiprocessor of a large GPU.
 const LOOKING_BLOCKS: usize = 128;
-/// Blocks that may find that there is nothing to look for.
+/// Where some rows need no look, so many of their blocks may find that there is nothing to do: they cost little, not nothing.
 const IDLE_BLOCKS: usize = 2048;
+const IDLE_BLOCKS_A_ROW: usize = 16;
 /// More would not be faster at reading a row; each first finds out where to look.
 const LOOKING_BLOCKS_A_ROW: usize = 32;
 
@@ -177,10 +178,12 @@ impl<G: Gpu> Rows<G> {
         }
         // Where a row would have few, two on a multiprocessor are better than half as many.
         let blocks = (LOOKING_BLOCKS / wide_rows).max((2 * LOOKING_BLOCKS / wide_rows).min(4));
-        let most = LOOKING_BLOCKS_A_ROW
-            .min(slices(vocab))
-            .min(IDLE_BLOCKS / rows);
-        let blocks = blocks.min(most).max(1);
+        let most = if wide_rows == rows {
+            LOOKING_BLOCKS_A_ROW
+        } else {
+            IDLE_BLOCKS_A_ROW.min(IDLE_BLOCKS / rows)
+        };
+        let blocks = blocks.min(most).min(slices(vocab)).max(1);
         let arguments = [
             address,
             stride,

@@ -82,7 +82,8 @@ static void sample(FILE *file, const Case &c) {
     Buffer<u64> positions = read_buffer<u64>(file, c.rows);
     Buffer<T> logits = read_buffer<T>(file, c.elements);
     u32 slices = ceil_div(c.vocab, SLICE);
-    Buffer<float> largest(c.rows * slices), groups(c.rows * slices * GROUPS);
+    Buffer<float> largest(c.rows * slices);
+    Buffer<bf16> groups(c.rows * slices * GROUPS);
     Buffer<u64> mass(c.rows * slices);
     Buffer<u32> ids(c.rows);
     const T *first = logits + c.offset;
@@ -110,7 +111,8 @@ static void softmax(FILE *file, const Case &c) {
     Buffer<RowParams> params = read_buffer<RowParams>(file, c.params);
     Buffer<T> logits = read_buffer<T>(file, c.elements);
     u32 slices = ceil_div(c.vocab, SLICE);
-    Buffer<float> largest(c.rows * slices), groups(c.rows * slices * GROUPS);
+    Buffer<float> largest(c.rows * slices);
+    Buffer<bf16> groups(c.rows * slices * GROUPS);
     Buffer<u64> mass(c.rows * slices);
     Buffer<T> out((u64)c.rows * c.vocab);
     const T *first = logits + c.offset;
