@@ -96,10 +96,14 @@ struct Bins {
     u32 shift;
 };
 
+// Of a range of logits that is not smaller, bins to a logit: a power of two, so that the range has 128 to 256 of them.
+#define SMALLEST_RANGE 1e-30f
+DEVICE float bins_to_a_logit(float range) { return float_of((254 + 7 - (bits_of(range) >> 23)) << 23); }
+
 DEVICE Bins divided(u64 bottom, u64 top, bool by_logit) {
     float most = key_logit(top), range = most - key_logit(bottom);
     u32 bits = highest_bit(top - bottom) + 1;
-    return {bottom, top, most, by_logit && range > 0.0f ? (float)BINS / range : 0.0f, bits > 8 ? bits - 8 : 0};
+    return {bottom, top, most, by_logit && range > SMALLEST_RANGE ? bins_to_a_logit(range) : 0.0f, bits > 8 ? bits - 8 : 0};
 }
 
 // Bins descend as values do. What is not in (bottom, top] has none.

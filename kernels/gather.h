@@ -11,17 +11,15 @@ DEVICE void begin_to_gather(Shared &shared) {
     if (thread_index() == 0) shared.slice_count = shared.list.count = 0;
 }
 
-// How the slices' largest logits, from `most` to `least`, are divided into bins: 128 to 256 of 2^n logits, so that nothing is rounded but
-// how far a logit is from `most`; and that never takes it into a bin further up.
+// How the slices' largest logits, from `most` to `least`, are divided into bins. A bin's width is a power of two, too, so that the logit at its end
+// is not rounded into the bins above it.
 struct Steps {
     float most, least, each, width;  // bins to a logit, logits to a bin
 };
 
-#define SMALLEST_RANGE 1e-30f
-
 DEVICE Steps steps_of(float most, float least) {
-    u32 exponent = bits_of(most - least) >> 23;
-    return {most, least, float_of((254 + 7 - exponent) << 23), float_of((exponent - 7) << 23)};
+    float each = bins_to_a_logit(most - least);
+    return {most, least, each, float_of((254u << 23) - bits_of(each))};
 }
 
 DEVICE u32 step_of(const Steps &steps, float largest) {
