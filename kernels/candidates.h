@@ -8,7 +8,6 @@
 #include "block.h"
 
 #define CAPACITY 3584u
-#define COUNT_BITS 12u  // CAPACITY fits
 // Of this many the answer is found by comparing each with each.
 #define FEW 128u
 #define TEAM (BLOCK / FEW)
@@ -48,12 +47,7 @@ DEVICE Shift shift_of(SliceScale s, u32 row_unit) {
 DEVICE u32 pack_mass(u32 weight, Shift shift) { return weight >> shift.right << 4 | shift.left; }
 DEVICE u64 unpack_mass(u32 packed) { return (u64)(packed >> 4) << (packed & 15u); }
 
-// Room in a list for what the lanes have, each so many: where a lane's begin. The list is the block's, or the device's.
-DEVICE u32 claim(u32 *length, u32 mine) {
-    u32 prefix = wave_prefix(mine), all = wave_max(prefix);
-    return wave_max(lane_index() == 0 ? atomic_add(length, all) : 0) + prefix - mine;
-}
-
+// Room in a list in device memory for what the lanes have, each so many: where a lane's begins. One lane asks for all.
 DEVICE u32 claim_on_device(u32 *length, u32 mine) {
     u32 prefix = wave_prefix(mine), all = wave_max(prefix);
     return wave_max(lane_index() == 0 ? atomic_add_on_device(length, all) : 0) + prefix - mine;
@@ -103,7 +97,8 @@ DEVICE float bins_to_a_logit(float range) { return float_of((254 + 7 - (bits_of(
 DEVICE Bins divided(u64 bottom, u64 top, bool by_logit) {
     float most = key_logit(top), range = most - key_logit(bottom);
     u32 bits = highest_bit(top - bottom) + 1;
-    return {bottom, top, most, by_logit && range > SMALLEST_RANGE ? bins_to_a_logit(range) : 0.0f, bits > 8 ? bits - 8 : 0};
+    by_logit = by_logit && range > SMALLEST_RANGE && range < POS_INF;
+    return {bottom, top, most, by_logit ? bins_to_a_logit(range) : 0.0f, bits > 8 ? bits - 8 : 0};
 }
 
 // Bins descend as values do. What is not in (bottom, top] has none.

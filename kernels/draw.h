@@ -70,10 +70,10 @@ DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 
 
 // A short list leaves room behind it, for what is known of its tokens.
 struct Ranked {
-    u64 masses[RANKED];    // of the tokens as they are listed
-    u64 kept[RANKED];      // of those that are kept, ids ascending; of the others 0
-    u32 by_rank[RANKED];   // which token, and in the upper half, which by id
-    u32 by_id[RANKED];     // which token
+    u64 masses[RANKED];   // of the tokens as they are listed
+    u64 kept[RANKED];     // of those that are kept, ids ascending; of the others 0
+    u32 by_rank[RANKED];  // which token, and in the upper half, which by id
+    u32 by_id[RANKED];    // which token
 };
 static_assert(sizeof(Ranked) <= (CAPACITY - RANKED) * 8, "room behind the keys");
 
@@ -149,7 +149,8 @@ DEVICE bool draw_by_rank(Row<T> &row, const RowParams &p, bool estimated, u32 *i
         if (estimated && !by_k && uniform(block_sum(row.block, mass) < nucleus_limit(p.top_p, shared.whole))) return false;
     }
     if (thread_index() < RANKED) ranked.kept[thread_index()] = 0;
-    // A team has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are zeros, which are before none.
+    // A team has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are zeros, which are
+    // before none.
     u32 bits = count <= BLOCK / 8 ? 4 : count <= BLOCK / 4 ? 3 : 2, team = 1u << bits, mine = thread_index() >> bits;
     static_assert(RANKED / 2 * 4 == BLOCK, "a team for each two tokens");
     const Pair *pairs = (const Pair *)list.keys;

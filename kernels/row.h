@@ -153,14 +153,14 @@ DEVICE void load_by_block(const Row<T> &row, u32 j, float *z) {
 template <typename T>
 DEVICE u32 find_equal(Row<T> &row, float value) {
     u32 first = 0;
-    ROLLED for (u32 j = thread_index(); j < row.shared->slices; j += BLOCK) {
+    ROLLED for (u32 j = thread_index(); j < row.shared->slices; j += BLOCK)
         if (largest_of_slice(row, j) == value) first = ~j > first ? ~j : first;
-    }
     block_maxes<1>(row.block, &first);
     u32 j = ~first;
     float z[4];
     load_by_block(row, j, z);
-    u32 place = z[0] == value ? 0 : z[1] == value ? 1 : z[2] == value ? 2 : z[3] == value ? 3 : SLICE, found = place < 4 ? SLICE - (thread_index() * 4 + place) : 0;
+    u32 place = z[0] == value ? 0 : z[1] == value ? 1 : z[2] == value ? 2 : z[3] == value ? 3 : SLICE;
+    u32 found = place < 4 ? SLICE - (thread_index() * 4 + place) : 0;
     block_maxes<1>(row.block, &found);
     return j * SLICE + SLICE - found;
 }
