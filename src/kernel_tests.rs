@@ -240,6 +240,15 @@ fn sampling_cases() -> Vec<Case> {
         cases.push(sample::<f16>(&name, &mixed(vocab, turn + 10, 2), view));
         cases.push(sample::<bf16>(&name, &mixed(vocab, turn + 20, 2), view));
     }
+    // As many candidates as there is room for, when some wave has not come to its last ones.
+    for vocab in [3584, 3585, 3840, 4096] {
+        let equal = |p: SamplingParams| (vec![1.5; vocab], p.min_p(0.5));
+        let rows = [
+            equal(SamplingParams::new()),
+            equal(SamplingParams::new().seed(1)),
+        ];
+        cases.push(sample::<f32>("equal", &rows, dense));
+    }
     // Slices outnumber k, or candidates what is ranked at once.
     cases.push(sample::<f32>("40,000", &mixed(40_000, 30, 3), view));
     cases
