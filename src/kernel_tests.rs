@@ -249,6 +249,24 @@ fn sampling_cases() -> Vec<Case> {
         ];
         cases.push(sample::<f32>("equal", &rows, dense));
     }
+    // As many candidates as are ranked in one way or another, different ones and equal ones.
+    let mut ranked = Vec::new();
+    for n in [1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 257] {
+        let different = |i: usize| (i * 7919 % n) as f32 / n as f32;
+        for logit in [&different as &dyn Fn(usize) -> f32, &|_| 0.5] {
+            let mut row = vec![-50.0; 40_000];
+            for i in 0..n {
+                row[i * 40_000 / n] = logit(i);
+            }
+            let new = SamplingParams::new().seed(n as u64);
+            let k = new.clone().top_k(64);
+            let both = new.clone().top_k(65).top_p(0.7);
+            for params in [new.min_p(0.1), k, both.clone(), both.order(TopKTopP::Joint)] {
+                ranked.push((row.clone(), params));
+            }
+        }
+    }
+    cases.push(sample::<f32>("few of 40,000", &ranked, dense));
     // Slices outnumber k, or candidates what is ranked at once.
     cases.push(sample::<f32>("40,000", &mixed(40_000, 30, 3), view));
     cases
