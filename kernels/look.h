@@ -96,7 +96,8 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
     u64 between = 0, high = 0;
     ROLLED for (u32 begin = first; begin < last; begin += CHUNK) {
         u32 slices = last - begin < CHUNK ? last - begin : CHUNK;
-        if (thread_index() < CHUNK) sums[thread_index()] = sums[CHUNK + thread_index()] = 0;
+        u32 mine = opaque(thread_index());
+        if (mine < CHUNK) sums[mine] = sums[CHUNK + mine] = 0;
         if (thread_index() == 0) seen.hits = 0;
         barrier();
         // Eight lanes have a slice's groups, four of them each.
