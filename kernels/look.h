@@ -154,9 +154,9 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
             between += (u64)mass << shift.left;
         }
         barrier();
-        if (thread_index() < slices) {
-            u32 j = begin + thread_index();
-            u64 sum = sums[thread_index()] + ((u64)sums[CHUNK + thread_index()] << 16);
+        if (mine < slices) {
+            u32 j = begin + mine;
+            u64 sum = sums[mine] + ((u64)sums[CHUNK + mine] << 16);
             sum <<= shift_of(scale_of(seen, j), seen.unit).left;
             seen.kept[j] = sum;
             high += sum;
