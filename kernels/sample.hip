@@ -302,19 +302,19 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
 }
 
 #define SAMPLE_KERNELS(name, T)                                                                                       \
-    KERNEL(READ_BLOCK, 12)                                                                                                \
+    KERNEL(READ_BLOCK, 12)                                                                                            \
     slices_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,       \
-                  float *largest, bf16 *groups, u64 *mass, u64 *wide) {                                              \
+                  float *largest, bf16 *groups, u64 *mass, u64 *wide) {                                               \
         slices_of<T>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);                \
     }                                                                                                                 \
     KERNEL(BLOCK, 2)                                                                                                  \
     look_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,                \
-                const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_wide) {                     \
+                const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_wide) {                      \
         look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_wide);               \
     }                                                                                                                 \
     KERNEL(BLOCK, 2)                                                                                                  \
     draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \
-                const float *largest, const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,           \
+                const float *largest, const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,            \
                 u32 *ids) {                                                                                           \
         draw_of<T>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, ids);     \
     }

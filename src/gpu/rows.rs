@@ -41,11 +41,12 @@ pub(super) const MAX_K_BY_SLICES: u32 = 160;
 
 /// Blocks that look at rows again together: one for each multiprocessor of a large GPU.
 const LOOKING_BLOCKS: usize = 128;
-/// Where some rows need no look, so many of their blocks may find that there is nothing to do: they cost little, not nothing.
-const IDLE_BLOCKS: usize = 2048;
-const IDLE_BLOCKS_A_ROW: usize = 16;
 /// More would not be faster at reading a row; each first finds out where to look.
 const LOOKING_BLOCKS_A_ROW: usize = 32;
+/// Where some rows need no look, every row has at most so many blocks, and all together so many: those that find nothing to do
+/// cost little, not nothing.
+const MIXED_BLOCKS_A_ROW: usize = 16;
+const MIXED_BLOCKS: usize = 2048;
 
 /// Whether the summaries alone do not tell where the row's kept tokens are, as in `kernels/sample.hip`.
 fn may_be_wide(params: &RowParams, vocab: usize) -> bool {
@@ -178,10 +179,11 @@ impl<G: Gpu> Rows<G> {
         }
         // Where a row would have few, two on a multiprocessor are better than half as many.
         let blocks = (LOOKING_BLOCKS / wide_rows).max((2 * LOOKING_BLOCKS / wide_rows).min(4));
-        let most = if wide_rows == rows {
+        let all_wide = wide_rows == rows;
+        let most = if all_wide {
             LOOKING_BLOCKS_A_ROW
         } else {
-            IDLE_BLOCKS_A_ROW.min(IDLE_BLOCKS / rows)
+            MIXED_BLOCKS_A_ROW.min(MIXED_BLOCKS / rows)
         };
         let blocks = blocks.min(most).min(slices(vocab)).max(1);
         let arguments = [
@@ -195,7 +197,7 @@ impl<G: Gpu> Rows<G> {
             kept,
             wide,
             Argument::U32(blocks as u32),
-            Argument::U32(u32::from(wide_rows == rows)),
+            Argument::U32(u32::from(all_wide)),
         ];
         // SAFETY: as for `draw`; the arguments are those of `look_*`.
         unsafe { gpu.launch(kernels.look, [rows, blocks], BLOCK, &arguments)? };

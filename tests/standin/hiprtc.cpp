@@ -134,7 +134,7 @@ static std::map<std::string, std::string> find_kernels(const std::string &text, 
 static std::string table_of(const std::map<std::string, std::string> &kernels) {
     std::string text = "\n#include \"trampolines.h\"\nstatic const Kernel standin_kernels[] = {\n";
     for (const auto &[kernel, threads] : kernels)
-        text += "Trampoline<" + kernel + ">::describe<" + threads + ">(\"" + kernel + "\"),\n";
+        text += "Trampoline<" + kernel + ">::describe(\"" + kernel + "\", " + threads + "),\n";
     return text +
            "{}};\n"
            "extern \"C\" __attribute__((visibility(\"default\"))) const Code standin_code;\n"

@@ -5,9 +5,9 @@
 // One kernel, behind functions that know its parameters' types.
 struct Kernel {
     const char *name;
-    unsigned parameters, block;
+    unsigned parameters, block;  // `block`: threads
     void *(*bind)(void **parameters);  // copies the arguments
-    void (*run)(const void *arguments, unsigned columns, unsigned rows);
+    void (*run)(const void *arguments, unsigned columns, unsigned rows, unsigned block);
     void (*drop)(const void *arguments);
 };
 

@@ -109,6 +109,6 @@ inline int launch_kernel(const Function &function, const QueuePointer &queue, co
     if (kernel->parameters && !l.parameters) return InvalidValue;
     std::shared_ptr<void> arguments(kernel->bind(l.parameters), kernel->drop);
     unsigned columns = l.grid[0], rows = l.grid[1];
-    scheduler.add(queue, kernel->name, [=] { kernel->run(arguments.get(), columns, rows); });
+    scheduler.add(queue, kernel->name, [=] { kernel->run(arguments.get(), columns, rows, block); });
     return Success;
 }

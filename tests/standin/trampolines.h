@@ -31,16 +31,12 @@ struct Trampoline<kernel> {
         return new Arguments(*(const T *)parameters[I]...);
     }
     static void *bind(void **parameters) { return copy(parameters, std::index_sequence_for<T...>()); }
-    template <unsigned block>
-    static void run(const void *arguments, unsigned columns, unsigned rows) {
+    static void run(const void *arguments, unsigned columns, unsigned rows, unsigned block) {
         launch(columns, rows, block, [=] { std::apply(kernel, *(const Arguments *)arguments); });
     }
     static void drop(const void *arguments) { delete (const Arguments *)arguments; }
 
-    template <unsigned block>
-    static constexpr Kernel describe(const char *name) {
-        return {name, sizeof...(T), block, bind, run<block>, drop};
-    }
+    static constexpr Kernel describe(const char *name, unsigned block) { return {name, sizeof...(T), block, bind, run, drop}; }
 };
 
 static void start_kernels(uint64_t seed) { start_machine(seed, Site{"", 0}); }
