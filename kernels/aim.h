@@ -46,16 +46,11 @@ DEVICE float middle_of(const Division &d, u32 bin, u32 bins) {
     return key_logit(middle < d.high ? middle : d.high);
 }
 
-// By logits, where the place may be anywhere: logits to a bin.
-DEVICE float logits_to_a_bin(const Seen &seen, Weigh weigh) {
+// By logits, where the k-th token may be anywhere: logits to a bin.
+DEVICE float logits_to_a_bin(const Seen &seen) {
     // Slices' largest logits are in the upper part of what there is.
     float range = key_logit(seen.top) - seen.least_slice;
-    if (weigh == BY_COUNT) return range > 0.0f ? range * (4.0f / SAMPLE_BINS) : 1.0f;
-    // The place is not where all tokens together weigh less than what is below it; and 10 binary orders further down they do not
-    // matter. The first weighs 2^38 units at least. One order more, because exponents are rounded down.
-    float tail = (float)(seen.above_bottom - seen.x), tokens = (float)seen.vocab * 549755813888.0f;
-    float orders = (float)(int)((bits_of(tokens) >> 23) - (bits_of(tail) >> 23)) + 11.0f;
-    return (orders < 32.0f ? orders : 32.0f) * (1.0f / SAMPLE_BINS) * seen.scale.inverse;
+    return range > 0.0f ? range * (4.0f / SAMPLE_BINS) : 1.0f;
 }
 
 // By logits if `width` is not 0. One thread's.
@@ -196,7 +191,7 @@ template <typename T, u32 at_once, bool first>
 DEVICE u32 aim(Seen &seen, Block &b, u32 *bins, Weigh weigh, Four<T> *four) {
     float most = key_logit(seen.top);
     if (thread_index() == 0) {
-        divide(seen.division, most, first ? logits_to_a_bin(seen, weigh) : 0.0f, seen.bottom, seen.ceiling);
+        divide(seen.division, most, first ? logits_to_a_bin(seen) : 0.0f, seen.bottom, seen.ceiling);
         seen.outside = {0.0f, 0.0f, 0};
     }
     u32 step = sample_step(seen.vocab), id = sample_first((const T *)seen.logits, step), stride = sample_stride(step), above_low, above_high;

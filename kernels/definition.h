@@ -113,8 +113,8 @@ DEVICE u64 nucleus_limit(u64 top_p, u64 mass) { return mul_hi(top_p, mass) + (to
 
 // ---- Random numbers: Philox4x32-10 (Salmon et al., SC11), the first 64 bits. --------------------------------
 
-DEVICE u64 philox(u64 seed, u64 position) {
-    u32 c0 = (u32)position, c1 = (u32)(position >> 32), c2 = 0, c3 = 0;
+DEVICE u64 philox(u64 seed, u64 position, u32 round) {
+    u32 c0 = (u32)position, c1 = (u32)(position >> 32), c2 = round, c3 = 0;
     u32 k0 = (u32)seed, k1 = (u32)(seed >> 32);
     ROLLED for (int i = 0; i < 10; i++) {
         u64 p0 = (u64)0xD2511F53u * c0, p1 = (u64)0xCD9E8D57u * c2;
@@ -142,3 +142,20 @@ struct RowParams {
     u32 flags;
     u32 unused;
 };
+
+// A compiler for AMD has to be told that a row's parameters are every lane's.
+DEVICE bool has_top_k(const RowParams &p, u32 vocab) { return uniform(p.top_k) < vocab; }
+DEVICE bool has_top_p(const RowParams &p) { return uniform(p.top_p != 0); }
+DEVICE bool has_min_p(const RowParams &p) { return uniform(p.min_p_offset > NEG_INF); }
+DEVICE bool is_renormalised(const RowParams &p, u32 vocab) {
+    return has_top_k(p, vocab) && has_top_p(p) && uniform(p.flags & RENORMALISED);
+}
+DEVICE bool is_unfiltered(const RowParams &p, u32 vocab) { return !has_top_p(p) && !has_min_p(p) && !has_top_k(p, vocab); }
+
+// Rows whose token is the first of so many drawn from all that is kept, if one is.
+#define TRIES 4u
+
+DEVICE bool has_tries(const RowParams &p, u32 vocab) {
+    if (uniform(p.flags & GREEDY)) return false;
+    return has_top_k(p, vocab) ? uniform(p.top_k * 8 > vocab) && !is_renormalised(p, vocab) : has_top_p(p);
+}

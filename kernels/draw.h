@@ -3,31 +3,77 @@
 #include "read.h"
 #include "row.h"
 
-// Of all tokens, by the slices' shares of the row's mass, or of those above `low`, by row.kept.
+// Draws so many tokens, each with a random number of its own, which is left in seen.drawn as its key: of all tokens, by the slices' shares of
+// the row's mass, or of those above `low`, by row.kept. The mass of slice thread_index() is known, if that of all is asked for. Returns the
+// mass drawn from.
 template <typename T>
-DEVICE u32 draw_by_slices(Row<T> &row, bool all, u64 low) {
-    Shared &shared = *row.shared;
+DEVICE u64 draw_by_slices(Seen &seen, Block &b, u32 draws, bool all, float largest, u64 slice_mass, u64 low) {
     // Each thread sums a run of slices; the thread whose run holds r walks it.
-    u32 run = (shared.slices + BLOCK - 1) / BLOCK, first = thread_index() * run;
-    u32 last = first + run < shared.slices ? first + run : shared.slices;
+    u32 run = (seen.slices + BLOCK - 1) / BLOCK, first = thread_index() * run;
+    u32 last = first + run < seen.slices ? first + run : seen.slices;
     u64 sum = 0, total;
-    ROLLED for (u32 j = first; j < last; j++) sum += all ? share_of(shared, j) : shared.kept[j];
-    u64 before = block_prefix(row.block, sum, &total), r = mul_hi(shared.random, total);
-    if (before <= r && r - before < sum) {
-        u64 rest = r - before;
+    if (all && uniform(run == 1))
+        sum = share(seen, largest, slice_mass);
+    else
+        ROLLED for (u32 j = first; j < last; j++) sum += all ? share_of(seen, j) : seen.kept[j];
+    u64 before = block_prefix(b, sum, &total);
+    ROLLED for (u32 d = 0; d < draws; d++) {
+        u64 rest = mul_hi(seen.random[d], total) - before;
+        // Where the sum is not there yet, or was before, the rest is not less.
+        if (rest >= sum) continue;
         u32 drawn = first;
-        ROLLED for (;; drawn++) {
-            u64 mass = all ? share_of(shared, drawn) : shared.kept[drawn];
+        ROLLED for (; run > 1; drawn++) {
+            u64 mass = all ? share_of(seen, drawn) : seen.kept[drawn];
             if (rest < mass) break;
             rest -= mass;
         }
-        shared.result[0] = drawn;
-        shared.result[1] = rest;
+        seen.slice_drawn[d] = drawn;
+        seen.rest[d] = rest;
     }
     barrier();
-    u32 drawn = (u32)shared.result[0];
-    u64 rest = shared.result[1];
-    return find_sum(row, drawn, all, low, all ? first_above(scale_of(shared, drawn), rest, shared.unit) : rest + 1);
+    // So many threads have a draw's slice, four tokens each: the first at which the running sum, of all weights in the slice's unit or
+    // of the masses of the tokens above `low`, reaches the target.
+    const u32 of_slice = SLICE / 4;
+    static_assert(TRIES * of_slice <= BLOCK && of_slice % WAVE == 0, "waves for every draw");
+    u32 d = thread_index() / of_slice, id = 0;
+    float z[4] = {};
+    u64 mass[4] = {}, target = 0;
+    Shift shift = {0, 0};
+    sum = 0;
+    if (uniform(d < draws)) {
+        u32 j = seen.slice_drawn[d];
+        SliceScale s = scale_of(seen, j);
+        shift = shift_of(s, seen.unit);
+        id = j * SLICE + thread_index() % of_slice * 4;
+        Four<T> four = read_four((const T *)seen.logits, seen.vocab, id);
+        target = all ? first_above(s, seen.rest[d], seen.unit) : seen.rest[d] + 1;
+        UNROLL for (u32 c = 0; c < 4; c++) {
+            z[c] = widen(four.x[c]);
+            u32 w = weight(s, z[c]);
+            mass[c] = all ? w : key_of(z[c], id + c) > low ? unpack_mass(pack_mass(w, shift)) : 0;
+            sum += mass[c];
+        }
+    }
+    u64 all_draws;
+    before = block_prefix(b, sum, d * (of_slice / WAVE), &all_draws);
+    if (before < target && before + sum >= target) {
+        u32 c = 0;
+        UNROLL for (u32 i = 0; i < 3; i++) {
+            before += mass[i];
+            c += before < target;
+        }
+        float logit = c == 0 ? z[0] : c == 1 ? z[1] : c == 2 ? z[2] : z[3];
+        u64 key = key_of(logit, id + c), ties = 0, tied = 0;
+        UNROLL for (u32 i = 0; i < 3; i++) {
+            bool ties_before = i < c && z[i] == logit;
+            ties += ties_before;
+            tied += ties_before ? unpack_mass(pack_mass((u32)mass[i], shift)) : 0;
+        }
+        seen.drawn[d] = key;
+        seen.tries[d] = {logit, key_previous(key), id + c, {ties, tied}};
+    }
+    barrier();
+    return total;
 }
 
 // The questions in turn, to a list of all tokens above `low`, those that can be kept among them: which is the k-th, which the last of the
@@ -56,7 +102,7 @@ DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 
             }
             x = limit - 1;
         }
-        if (ask == DRAWN) x = mul_hi(row.shared->random, kept);
+        if (ask == DRAWN) x = mul_hi(row.shared->last_random, kept);
         u64 bottom = ask == DRAWN ? ~row.shared->vocab : low, top = ask == DRAWN ? 0xffffffffu : row.shared->top;
         Sequence order = ask == DRAWN ? BY_ID : BY_KEY;
         Weigh weigh = ask == KTH ? BY_COUNT : BY_MASS;
@@ -105,7 +151,7 @@ DEVICE u32 draw_from_ranked(const Shared &shared, const RowParams &p, const u64 
         }
         above += here[c];
     }
-    u64 x = mul_hi(shared.random, wave_sum(kept_mass));
+    u64 x = mul_hi(shared.last_random, wave_sum(kept_mass));
     wave_barrier();  // the sum is one already, but does not promise it
     sum = 0;
     u64 kept[each_id];

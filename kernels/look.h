@@ -86,6 +86,56 @@ DEVICE u32 list_between(const Seen &seen, u32 bits, u32 first, u32 apart, SliceS
     return sum;
 }
 
+// Lists the groups of so many slices from `begin` on whose largest logit is above that of a place, `hits` of them.
+DEVICE void list_groups(Seen &seen, u16 *hits, u32 begin, u32 slices, u64 place) {
+    if (thread_index() == 0) seen.hits = 0;
+    barrier();
+    // Four lanes have a slice's groups, eight of them each.
+    const u32 of_slice = GROUPS / 8;
+    u32 lanes = slices * of_slice;
+    ROLLED for (u32 start = 0; start < lanes; start += BLOCK * AT_ONCE) {
+        if (start + wave_index() * WAVE >= lanes) break;
+        Eight<bf16> eight[AT_ONCE];
+        u32 mask = 0, dense = 0;
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+            u32 lane = start + q * BLOCK + thread_index();
+            eight[q] = *(const Eight<bf16> *)(const bf16 *)(seen.groups + begin * GROUPS + (lane < lanes ? lane * 8 : 0));
+        }
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+            u32 lane = start + q * BLOCK + thread_index(), hit = 0;
+            if (uniform(lane - lane_index() >= lanes)) continue;
+            float threshold = cut_of(place, begin + lane / of_slice).threshold;
+            UNROLL for (u32 c = 0; c < 8; c++) hit |= (u32)(widen(eight[q].x[c]) > threshold && lane < lanes) << c;
+            u32 hits_of_slice = count_bits(hit);
+            UNROLL for (u32 other = 1; other < of_slice; other *= 2) hits_of_slice += shuffle_xor(hits_of_slice, other);
+            if (hits_of_slice >= DENSE) {
+                hit = 255;
+                dense |= 1u << q;
+            }
+            mask |= hit << 8 * q;
+        }
+        if (!vote(mask != 0)) continue;
+        u32 at = mask ? atomic_add(&seen.hits, count_bits(mask)) : 0;
+        ROLLED for (; mask; mask &= mask - 1) {
+            u32 bit = lowest_bit(mask), lane = start + bit / 8 * BLOCK + thread_index();
+            hits[at++] = (u16)((lane * 8 + bit % 8) | (dense >> bit / 8 & 1 ? ALL_OF_SLICE : 0));
+        }
+    }
+    barrier();
+}
+
+// A lane's tokens: 16 of slice `j`, four from `id` on, four from `apart` further on, and so on.
+struct Hit {
+    u32 j, id, apart;
+};
+
+// Lanes without a group read the first, and forget it.
+DEVICE Hit hit_of(const u16 *hits, u32 begin, bool some, u32 i) {
+    u32 hit = some ? hits[i] : 0, group = hit & ~ALL_OF_SLICE, j = begin + group / GROUPS;
+    bool all = hit & ALL_OF_SLICE;
+    return {j, some ? j * SLICE + group % GROUPS * (all ? 4 : GROUP) : 0, all ? SLICE / 4 : 4};
+}
+
 // This block's part of a look at the places seen.low and seen.high: the slices from `first` to before `last`. Counts and sums the tokens
 // above; leaves each slice's mass above the high place in row.kept. `room` is LOOK_WORDS of shared memory.
 template <typename T, u32 at_once>
@@ -98,46 +148,11 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
         u32 slices = last - begin < CHUNK ? last - begin : CHUNK;
         u32 mine = opaque(thread_index());
         if (mine < CHUNK) sums[mine] = sums[CHUNK + mine] = 0;
-        if (thread_index() == 0) seen.hits = 0;
-        barrier();
-        // Eight lanes have a slice's groups, four of them each.
-        u32 lanes = slices * (GROUPS / 4);
-        ROLLED for (u32 start = 0; start < lanes; start += BLOCK * AT_ONCE) {
-            if (start + wave_index() * WAVE >= lanes) break;
-            Four<bf16> four[AT_ONCE];
-            u32 mask = 0, dense = 0;
-            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-                u32 lane = start + q * BLOCK + thread_index();
-                four[q] = *(const Four<bf16> *)(const bf16 *)(seen.groups + begin * GROUPS + (lane < lanes ? lane * 4 : 0));
-            }
-            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-                u32 lane = start + q * BLOCK + thread_index(), hit = 0;
-                if (uniform(lane - lane_index() >= lanes)) continue;
-                float threshold = cut_of(seen.low, begin + lane / (GROUPS / 4)).threshold;
-                UNROLL for (u32 c = 0; c < 4; c++) hit |= (u32)(widen(four[q].x[c]) > threshold && lane < lanes) << c;
-                u32 of_slice = count_bits(hit);
-                UNROLL for (u32 other = 1; other < GROUPS / 4; other *= 2) of_slice += shuffle_xor(of_slice, other);
-                if (of_slice >= DENSE) {
-                    hit = 15;
-                    dense |= 1u << q;
-                }
-                mask |= hit << 4 * q;
-            }
-            if (!vote(mask != 0)) continue;
-            u32 at = mask ? atomic_add(&seen.hits, count_bits(mask)) : 0;
-            ROLLED for (; mask; mask &= mask - 1) {
-                u32 bit = lowest_bit(mask), lane = start + bit / 4 * BLOCK + thread_index();
-                hits[at++] = (u16)((lane * 4 + bit % 4) | (dense >> bit / 4 & 1 ? ALL_OF_SLICE : 0));
-            }
-        }
-        barrier();
+        list_groups(seen, hits, begin, slices, seen.low);
         u32 count = uniform(seen.hits);
         ROLLED for (u32 start = wave_index() * WAVE; start < count; start += BLOCK) {
-            // Lanes without a group read the first, and forget it.
             bool some = start + lane_index() < count;
-            u32 hit = some ? hits[start + lane_index()] : 0, group = hit & ~ALL_OF_SLICE, in_chunk = group / GROUPS, j = begin + in_chunk;
-            bool all = hit & ALL_OF_SLICE;
-            u32 id = some ? j * SLICE + group % GROUPS * (all ? 4 : GROUP) : 0, apart = all ? SLICE / 4 : 4;
+            auto [j, id, apart] = hit_of(hits, begin, some, start + lane_index());
             SliceScale s = scale_of(seen, j);
             Shift shift = shift_of(s, seen.unit);
             Found found = vote(has_ties(seen.low, j) || has_ties(seen.high, j)) ? find<T, at_once, true>(seen, j, id, apart, s, shift.right)
@@ -147,8 +162,8 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
             if (vote(bits != 0)) mass = list_between<T>(seen, bits, id, apart, s, shift);
             if (!s.some) found.mass = 0;
             if (found.mass) {
-                atomic_add(&sums[in_chunk], found.mass & 0xffffu);
-                atomic_add(&sums[CHUNK + in_chunk], found.mass >> 16);
+                atomic_add(&sums[j - begin], found.mass & 0xffffu);
+                atomic_add(&sums[CHUNK + j - begin], found.mass >> 16);
             }
             counts += count_bits(found.low) | count_bits(found.high) << 16;
             between += (u64)mass << shift.left;
@@ -164,5 +179,5 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
     }
     u64 totals[3] = {(counts & 0xffffu) | (u64)(counts >> 16) << 32, between, high};
     block_sums<3>(b, totals);
-    return {totals[0], {totals[1] + totals[2], totals[2]}, 0, true};
+    return {totals[0], {totals[1] + totals[2], totals[2]}, {}, 0, 0, 0, 0};
 }

@@ -7,26 +7,17 @@
 #define READ_BLOCK 128u
 #define SLICES_PER_BLOCK (READ_BLOCK / WAVE)
 
-DEVICE bool has_top_k(const RowParams &p, u32 vocab) { return uniform(p.top_k) < vocab; }
-DEVICE bool has_top_p(const RowParams &p) { return uniform(p.top_p != 0); }
-DEVICE bool is_renormalised(const RowParams &p, u32 vocab) {
-    return has_top_k(p, vocab) && has_top_p(p) && uniform(p.flags & RENORMALISED);
-}
-DEVICE bool has_min_p(const RowParams &p) { return uniform(p.min_p_offset > NEG_INF); }
-DEVICE bool is_unfiltered(const RowParams &p, u32 vocab) { return !has_top_p(p) && !has_min_p(p) && !has_top_k(p, vocab); }
-
 // Whether the row's mass is wanted: to draw from all of it, or as what p is a share of.
 DEVICE bool wants_mass(const RowParams &p, u32 vocab) {
     if (uniform(p.flags & GREEDY) || is_renormalised(p, vocab)) return false;
-    return has_top_p(p) || is_unfiltered(p, vocab);
+    return has_top_p(p) || is_unfiltered(p, vocab) || has_tries(p, vocab);
 }
 
 DEVICE bool wants_groups(const RowParams &p, u32 vocab) { return !uniform(p.flags & GREEDY) && !is_unfiltered(p, vocab); }
 
-// Before others add to it.
+// Before others add to it. One wave's.
 DEVICE void forget(GLOBAL Wide *wide) {
-    wide->tally.listed = 0;
-    wide->tally.counts = wide->tally.masses[0] = wide->tally.masses[1] = 0;
+    if (lane_index() < TALLY_WORDS) ((GLOBAL u64 *)&wide->tally)[lane_index()] = 0;
 }
 
 // Rounded up: what is above a bound, stays there.
@@ -61,7 +52,7 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();
     if (j >= slices) return;
-    if (wide && j == 0 && lane_index() == 0) forget(wide_of(wide, row));
+    if (wide && j == 0) forget(wide_of(wide, row));
     logits += row * stride;
     const RowParams &p = params[shared_params ? 0 : row];
     bool with_groups = wants_groups(p, vocab), with_mass = wants_mass(p, vocab);

@@ -28,16 +28,23 @@ struct State {
     u32 known;
 };
 
-// What a look finds: how many tokens are above the low pivot (above the high one, in the upper half), their masses, and how many are
-// between. These are in row.wide, if they fit.
+// What blocks of a row find together. A look from pivots: how many tokens are above the low one (above the high one, in the upper half), their
+// masses, and how many are between; these are in row.wide, if they fit. Tries: how many tokens are above each, and what they weigh.
 struct Tally {
     u64 counts;
     u64 masses[2];
+    u64 above[2][TRIES];
     u32 listed;
-    u32 looked;  // whether somebody has looked at the row
+    u32 looked;    // whether the row has been
+    u32 finished;  // blocks that have added what is above the tries
+    u32 unused;
 };
 
-// What the launch that looks at rows leaves for the one that draws, in device memory.
+#define STATE_WORDS (sizeof(State) / 8)
+#define TALLY_WORDS (sizeof(Tally) / 8)
+static_assert(TALLY_WORDS <= WAVE && STATE_WORDS + TALLY_WORDS <= BLOCK, "a thread copies a word");
+
+// What blocks leave for each other in device memory: those that look at a row for the one that draws from it, and those that draw.
 struct Wide {
     State state;
     Tally tally;
@@ -45,10 +52,18 @@ struct Wide {
     u32 masses[LISTED];  // packed
 };
 // The host's room for it.
-#define WIDE_WORDS 8480u
+#define WIDE_WORDS 8512u
 static_assert(sizeof(Wide) <= WIDE_WORDS * 8, "the host allocates it");
 
 DEVICE GLOBAL Wide *wide_of(u64 *wide, u32 row) { return (GLOBAL Wide *)(wide + (u64)row * WIDE_WORDS); }
+
+// A token drawn from all. Of the four that are read with it, those before it that tie with it are counted and weighed here, so that all
+// tokens of a four are above it if they are above the same logit: this one, or in fours before its own the largest float below.
+struct Try {
+    float logit, previous;
+    u32 id;
+    u64 tied[2];  // count and mass
+};
 
 // How the places from low to high are divided into bins: at first as logits go, from the largest down, then in equal parts.
 struct Division {
@@ -83,17 +98,24 @@ struct Seen : State {
     u32 count_below[2];
     float below_low;
     u32 hits;
+    // Random numbers, 64 bits: for draws from all, and for the one from what is kept.
+    u64 random[TRIES], last_random;
+    // Where in the row draws fall: the slice, and what is left there; then the tokens, as keys, and what is to know of tries.
+    u32 slice_drawn[TRIES];
+    u64 rest[TRIES];
+    u64 drawn[TRIES];
+    Try tries[TRIES];
 };
 
 // For the block that draws from it.
 struct Shared : Seen {
     GLOBAL u32 *id;  // where the token goes
     GLOBAL u64 *next_position;
-    u64 position, random;  // 64 bits
+    u64 position;
     Candidates list;
     u32 slice_count;
     float bound;
-    u64 result[2];
+    bool is_last;  // of the row's blocks
 };
 
 // What a thread holds of it; the rest is in shared memory, because registers are short.
@@ -102,6 +124,7 @@ struct Row {
     Shared *shared;
     Block block;
     float mine;  // the largest of slice thread_index(), -inf if there is none
+    u64 mass;    // its mass
 };
 
 template <typename T>
@@ -163,31 +186,4 @@ DEVICE u32 find_equal(Row<T> &row, float value) {
     u32 found = place < 4 ? SLICE - (thread_index() * 4 + place) : 0;
     block_maxes<1>(row.block, &found);
     return j * SLICE + SLICE - found;
-}
-
-// The first token of slice `j`, ids ascending, at which a running sum reaches `target` (it does). What is summed: all weights in
-// the slice's unit or, if not `all`, the masses of the tokens above `low`.
-template <typename T>
-DEVICE u32 find_sum(Row<T> &row, u32 j, bool all, u64 low, u64 target) {
-    SliceScale s = scale_of(*row.shared, j);
-    Shift shift = shift_of(s, row.shared->unit);
-    float z[4];
-    load_by_block(row, j, z);
-    u64 mass[4], sum = 0, total;
-    u32 first = j * SLICE + thread_index() * 4;
-    UNROLL for (u32 c = 0; c < 4; c++) {
-        u32 w = weight(s, z[c]);
-        mass[c] = all ? w : key_of(z[c], first + c) > low ? unpack_mass(pack_mass(w, shift)) : 0;
-        sum += thread_index() < SLICE / 4 ? mass[c] : 0;
-    }
-    u64 before = block_prefix(row.block, sum, &total);
-    if (before < target && before + sum >= target) {
-        UNROLL for (u32 c = 0; c < 3; c++) {
-            before += mass[c];
-            first += before < target;
-        }
-        row.shared->result[0] = first;
-    }
-    barrier();
-    return (u32)row.shared->result[0];
 }

@@ -1,29 +1,32 @@
 // Dual-pivot sampling: one token a row, by none, top-k, top-p, both, min-p.
 //
-// Two launches, or three. `slices`, many blocks a row, reads the logits once (read.h). `draw`, one block a row, finds out from what that
-// leaves which tokens can be kept, gathers them in shared memory if they are few (gather.h), and draws by inverse CDF (draw.h). If they may
-// be many, `look` comes between the two: its blocks, many a row, take a sample and set two pivots (aim.h), sum what is above them and list what
-// is between (look.h). Among those, `draw` finds the last one to keep (search.h).
+// Two launches, or three. `slices`, many blocks a row, reads the logits once (read.h). `draw` goes on from what that leaves. With a small top-k or
+// min-p it finds out which tokens can be kept, gathers them in shared memory (gather.h), and draws by inverse CDF (draw.h): one block a row.
+// With top-p, or a top-k that keeps much, it draws from all tokens first, and sums what is above the token drawn, which tells whether it is
+// kept (try.h): several blocks a row, if rows are few. Where neither will do, because k is too large for the one and too small for the other,
+// `look` comes between: its blocks, many a row, take a sample and set two pivots (aim.h), sum what is above them and list what is between
+// (look.h). Among those, `draw` finds the last one to keep (search.h).
 //
 // What is drawn is docs/definition.md's, bit for bit; how the kept tokens are found is not part of it, and may change.
 #include "draw.h"
 #include "gather.h"
 #include "read.h"
 #include "search.h"
+#include "try.h"
 
-// Up to this many tokens, and not more than seven eighths of the slices, are bounded by the slices' largest logits.
-#define MAX_K_BY_SLICES 160u
 // For a list of all kept tokens, if the search says that the list is long enough: others than the k-th may be sought among them.
 #define MAX_K_LISTED 1536u
+// Up to this many tokens, and not more than seven eighths of the slices, are bounded by the slices' largest logits.
+#define MAX_K_BY_SLICES 160u
 
 DEVICE bool is_bounded_by_slices(u32 top_k, u32 vocab) {
     return uniform(top_k <= MAX_K_BY_SLICES && top_k * 8 <= (vocab + SLICE - 1) / SLICE * 7);
 }
 
 // Rows of which `look` finds out what to keep, before they are drawn from, where the vocabulary is above CAPACITY.
-DEVICE bool may_be_wide(const RowParams &p, u32 vocab) {
-    if (uniform(p.flags & GREEDY)) return false;
-    return has_top_k(p, vocab) ? !is_bounded_by_slices(p.top_k, vocab) : has_top_p(p);
+DEVICE bool wants_look(const RowParams &p, u32 vocab) {
+    if (uniform(p.flags & GREEDY) || !has_top_k(p, vocab)) return false;
+    return !is_bounded_by_slices(p.top_k, vocab) && !has_tries(p, vocab);
 }
 
 // The block's copy of where the row is, and of its parameters.
@@ -99,14 +102,14 @@ DEVICE void sum_again(Row<T> &row) {
     barrier();
 }
 
-// A logit with every kept token at or above it and few others, from the summaries alone; -inf if they do not tell.
+// A logit with every kept token at or above it and few others, from the summaries and the tries, none of which is kept; -inf if they do not tell.
 template <typename T>
 DEVICE float bound_of(Row<T> &row, Ends ends) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    float bound = NEG_INF;
+    float bound = has_tries(p, shared.vocab) ? key_logit(highest_try(shared, TRIES)) : NEG_INF;
     if (uniform(shared.vocab <= CAPACITY))
-        bound = LOWEST_LOGIT;
+        bound = bound > LOWEST_LOGIT ? bound : LOWEST_LOGIT;
     else if (has_top_k(p, shared.vocab) && is_bounded_by_slices(p.top_k, shared.vocab))
         bound = kth_slice(row, p.top_k, ends.most, ends.least);
     // What p is a share of may include what min-p refuses.
@@ -123,22 +126,18 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
     u32 *room = (u32 *)shared.list.keys, weigh = has_top_k(p, shared.vocab) ? BY_COUNT : BY_MASS, id;
     static_assert(ROOM_WORDS <= 2 * CAPACITY, "the candidates' room is enough");
     Four<T> four[1];
-    if (looked && uniform(shared.tally.counts >> 32 == 0 && shared.tally.listed <= CAPACITY)) {
+    // A list of all that can be kept, or of what is above an estimate.
+    bool estimated = looked && uniform(shared.tally.counts >> 32 == 0 && shared.tally.listed <= CAPACITY), listed = estimated;
+    u64 low = shared.low, kept = shared.tally.masses[0];
+    if (estimated) {
         load_listed(row);
-        if (draw_from_list(row, p, true, shared.low, shared.tally.masses[0], &id)) return id;
-    }
-    if (!looked || has_min_p(p)) {
-        if (looked) {
-            barrier();  // without it, some would see an empty list, and say as the others that it does not do
-            begin_to_gather(shared);
-            barrier();
-        }
+    } else if (!looked || has_min_p(p)) {
         float bound = bound_of(row, ends);
-        if (uniform(bound > NEG_INF) && gather(row, bound)) {
-            draw_from_list(row, p, false, below_logit(bound), 0, &id);
-            return id;
-        }
+        listed = uniform(bound > NEG_INF) && gather(row, bound);
+        low = below_logit(bound);
+        kept = 0;
     }
+    if (listed && draw_from_list(row, p, estimated, low, kept, &id)) return id;
     barrier();
     for (;;) {
         bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !has_top_p(p)));
@@ -181,44 +180,88 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         }
         weigh++;
     }
-    return draw_by_slices(row, false, shared.low);
+    if (thread_index() == 0) shared.random[0] = shared.last_random;
+    draw_by_slices<T>(shared, row.block, 1, false, 0.0f, 0, shared.low);
+    return key_id(shared.drawn[0]);
 }
 
-// What there is to say without regard to filters. False if there are some.
+// The random numbers that the row wants, by the last threads. The draw from what is kept comes after the tries.
+DEVICE void draw_random(Seen &seen, u64 position) {
+    u32 i = BLOCK - 1 - thread_index(), last = has_tries(seen.params, seen.vocab) ? TRIES : 0;
+    if (i > last) return;
+    u64 random = philox(seen.params.seed, position, i);
+    if (i < TRIES) seen.random[i] = random;
+    if (i == last) seen.last_random = random;
+}
+
+// What a block has to do for its row.
+enum Next { SEARCH, WRITE, NOTHING };
+
+// What there is to say without a search: no token, only one, any; or the first of the tries that is kept. Of a row's blocks, those that are not
+// needed, or are not the last, have nothing more to do.
 template <typename T>
-DEVICE bool draw_at_once(Row<T> &row, Ends ends, u32 *id) {
+DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 blocks, u32 *id) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
+    u32 part = block_index_y();
     *id = INVALID_TOKEN;
-    if (!uniform(has_token(ends))) return true;
-    if (uniform(p.flags & GREEDY || ends.most == POS_INF)) {
-        *id = find_equal(row, ends.most);
-        return true;
+    bool only_one = uniform(p.flags & GREEDY || ends.most == POS_INF);
+    if (!uniform(has_token(ends)) || only_one) {
+        if (part) return NOTHING;
+        if (has_token(ends)) *id = find_equal(row, ends.most);
+        return WRITE;
     }
     // Nobody needs it at once.
     if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
-    if (!wants_mass(p, shared.vocab)) return false;
+    if (!wants_mass(p, shared.vocab)) return SEARCH;
     barrier();
-    if (uniform(shared.scale.base != 0.0f)) sum_again(row);
-    if (is_unfiltered(p, shared.vocab)) {
-        *id = draw_by_slices(row, true, 0);
-        return true;
+    if (uniform(shared.scale.base != 0.0f)) {
+        if (part) return NOTHING;
+        blocks = 1;
+        sum_again(row);
+        row.mass = thread_index() < shared.slices ? shared.mass[thread_index()] : 0;
     }
-    u64 whole = whole_of(shared, row.block, row.mine, thread_index() < shared.slices ? shared.mass[thread_index()] : 0);
+    bool tries = has_tries(p, shared.vocab), draws = tries || is_unfiltered(p, shared.vocab);
+    u64 whole = draws ? draw_by_slices<T>(shared, row.block, tries ? TRIES : 1, true, row.mine, row.mass, 0)
+                      : whole_of(shared, row.block, row.mine, row.mass);
     if (thread_index() == 0) shared.whole = whole;
-    return false;
+    if (!tries) {
+        *id = key_id(shared.drawn[0]);
+        return draws ? WRITE : SEARCH;
+    }
+    u16 *hits = (u16 *)shared.list.keys;
+    static_assert(CHUNK * GROUPS * 2 <= CAPACITY * 8, "room for the groups");
+    if (uniform(blocks > 1)) {
+        u32 each = (shared.slices + blocks - 1) / blocks, first = part * each, last = first + each;
+        last = last < shared.slices ? last : shared.slices;
+        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++)
+            if (is_judged(p, shared.vocab, weigh)) sum_above<T, TRIES>(shared, row.block, hits, 0, (Weigh)weigh, first, last);
+        if (!is_last(shared, blocks)) return NOTHING;
+        if (is_one_kept(shared, 0, TRIES, id)) return WRITE;
+    } else {
+        // One after the other: most rows need no second, and a try far down the order takes long.
+        ROLLED for (u32 d = 0; d < TRIES; d++) {
+            if (uniform(shared.drawn[d] <= highest_try(shared, d))) continue;
+            ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++)
+                if (is_judged(p, shared.vocab, weigh)) sum_above<T, 1>(shared, row.block, hits, d, (Weigh)weigh, 0, shared.slices);
+            barrier();
+            if (is_one_kept(shared, d, d + 1, id)) return WRITE;
+        }
+    }
+    begin_to_gather(shared);
+    barrier();
+    return SEARCH;
 }
-
-#define STATE_WORDS (sizeof(State) / 8)
-#define TALLY_WORDS (sizeof(Tally) / 8)
 
 template <typename T>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
-                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids) {
+                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 blocks, u32 *ids) {
     SHARED Shared shared;
     wait_for_last_launch();
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
-    Row<T> row = {&shared, {&shared.scratch, 0}, t < slices ? largest[(u64)index * slices + t] : NEG_INF};
+    if (block_index_y() && !has_tries(params[index], vocab)) return;
+    Row<T> row = {&shared, {&shared.scratch, 0}, t < slices ? largest[(u64)index * slices + t] : NEG_INF,
+                  t < slices ? mass[(u64)index * slices + t] : 0};
     place_row(shared, logits, stride, vocab, params, largest, groups, mass, kept, wide);
     if (after_look && t < STATE_WORDS + TALLY_WORDS) ((u64 *)(State *)&shared)[t] = ((const GLOBAL u64 *)wide_of(wide, index))[t];
     if (t == BLOCK - 1) {
@@ -227,7 +270,6 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         shared.position = positions[index];
     }
     begin_to_gather(shared);
-    u32 id;
     bool looked = false;
     if (after_look) {
         barrier();
@@ -236,8 +278,11 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     // Has a barrier, too.
     Ends ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
     // What nobody needs at once is left to waves that may have no slices, while others go on.
-    if (t == BLOCK - 1) shared.random = philox(shared.params.seed, shared.position);
-    if (looked || !draw_at_once(row, ends, &id)) id = draw_filtered(row, ends, looked);
+    draw_random(shared, shared.position);
+    u32 id;
+    Next next = looked ? SEARCH : draw_at_once(row, ends, blocks, &id);
+    if (next == NOTHING) return;
+    if (next == SEARCH) id = draw_filtered(row, ends, looked);
     if (t == 0) {
         *shared.id = id;
         *shared.next_position = shared.position + 1;
@@ -251,53 +296,51 @@ DEVICE void nothing_to_look_for(GLOBAL Wide *wide) {
     if (thread_index() == 0) wide->tally.looked = false;
 }
 
-// The launch between, for vocabularies above CAPACITY, `blocks` blocks a row. Each sets the same pivots for itself. Where not all rows may be wide,
-// those that are not read nothing.
+// The launch between, for vocabularies above CAPACITY, `blocks` blocks a row. Each sets the same pivots for itself. Where not all rows want it,
+// those that do not are not read.
 template <typename T>
-DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const bf16 *groups,
-                    u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_wide) {
+DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const bf16 *groups, u64 *mass,
+                    u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {
     SHARED Seen seen;
     SHARED u32 room[ROOM_WORDS];
     wait_for_last_launch();
     Block block = {&seen.scratch, 0};
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     GLOBAL Wide *mine = wide_of(wide, index);
-    const RowParams &p = params[index];
-    bool looks = all_wide || may_be_wide(p, vocab);
-    if (!uniform(looks)) return nothing_to_look_for(mine);
+    if (!all_rows && !wants_look(params[index], vocab)) return nothing_to_look_for(mine);
     // Asked for before anything is known, lest it be waited for one after the other.
     float my_largest = t < slices ? largest[(u64)index * slices + t] : NEG_INF;
     u64 my_mass = t < slices ? mass[(u64)index * slices + t] : 0;
-    const T *row = logits + index * stride;
     u32 step = sample_step(vocab);
     Four<T> sample[SAMPLE_AT_ONCE];
-    read_sample<SAMPLE_AT_ONCE>(sample, row, vocab, sample_first(row, step), sample_stride(step));
+    read_sample<SAMPLE_AT_ONCE>(sample, logits + index * stride, vocab, sample_first(logits + index * stride, step), sample_stride(step));
+    place_row(seen, logits, stride, vocab, params, largest, groups, mass, kept, wide);
     // The sample's bins.
     ROLLED for (u32 i = opaque(t); i < SAMPLE_BINS; i += BLOCK) room[i] = 0;
-    place_row(seen, logits, stride, vocab, params, largest, groups, mass, kept, wide);
     Ends ends = ends_of(my_largest, largest + (u64)index * slices, slices, block);
-    looks = has_token(ends) && ends.most < POS_INF && measured_from({0.0f, p.scale, p.inverse}, ends.most).base == 0.0f;
+    const RowParams &p = seen.params;
+    bool looks = has_token(ends) && ends.most < POS_INF && measured_from({0.0f, p.scale, p.inverse}, ends.most).base == 0.0f;
     if (!uniform(looks)) return nothing_to_look_for(mine);
     if (t == 0) measure(seen, ends);
     barrier();
-    Weigh weigh = has_top_k(p, vocab) ? BY_COUNT : BY_MASS;
     u64 whole = wants_mass(p, vocab) ? whole_of(seen, block, my_largest, my_mass) : 0;
     if (t == 0) {
         seen.whole = whole;
-        begin(seen, seen.params, weigh, LOWEST_KEY, whole);
+        begin(seen, p, BY_COUNT, LOWEST_KEY, whole);
     }
     // If they are few, or what is sought next is sought among them, all is listed.
-    u32 few = weigh == BY_COUNT && p.top_k <= MAX_K_LISTED ? BETTER_THAN_ENOUGH : FEW / 4 * 3;
-    if (aim<T, SAMPLE_AT_ONCE, true>(seen, block, room, weigh, sample) <= few && t == 0) seen.high = seen.ceiling;
-    u32 each = (slices + blocks - 1) / blocks, first = block_index_y() * each;
-    Tally found = look_at<T, FOURS_AT_ONCE>(seen, block, room, first, first + each < slices ? first + each : slices);
+    u32 few = p.top_k <= MAX_K_LISTED ? BETTER_THAN_ENOUGH : FEW / 4 * 3;
+    if (aim<T, SAMPLE_AT_ONCE, true>(seen, block, room, BY_COUNT, sample) <= few && t == 0) seen.high = seen.ceiling;
+    u32 each = (slices + blocks - 1) / blocks, first = block_index_y() * each, last = first + each < slices ? first + each : slices;
+    Tally found = look_at<T, FOURS_AT_ONCE>(seen, block, room, first, last);
     if (t == 0) {
         atomic_add_on_device((u64 *)&mine->tally.counts, found.counts);
         atomic_add_on_device((u64 *)&mine->tally.masses[0], found.masses[0]);
         atomic_add_on_device((u64 *)&mine->tally.masses[1], found.masses[1]);
     }
+    // What all blocks of the row know is told by one.
     if (block_index_y()) return;
-    if (t < STATE_WORDS) ((GLOBAL u64 *)mine)[t] = ((const u64 *)(State *)&seen)[t];
+    if (t < STATE_WORDS) ((GLOBAL u64 *)mine)[t] = ((const u64 *)(const State *)&seen)[t];
     if (t == 0) mine->tally.looked = true;
 }
 
@@ -309,14 +352,15 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }                                                                                                                 \
     KERNEL(BLOCK, 2)                                                                                                  \
     look_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,                \
-                const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_wide) {                      \
-        look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_wide);               \
+                const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {                      \
+        look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_rows);               \
     }                                                                                                                 \
     KERNEL(BLOCK, 2)                                                                                                  \
     draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \
                 const float *largest, const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,            \
-                u32 *ids) {                                                                                           \
-        draw_of<T>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, ids);     \
+                u32 blocks, u32 *ids) {                                                                               \
+        draw_of<T>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, blocks,   \
+                   ids);                                                                                              \
     }
 
 SAMPLE_KERNELS(f32, float)

@@ -24,6 +24,7 @@ DEVICE void aim_at_thirds(Seen &seen) {
         seen.low = seen.bottom + (seen.known ? third : 0);
         seen.high = seen.ceiling - third;
     }
+    barrier();
 }
 
 // Begins the search for the last of the top k, or of the nucleus, among the tokens above `lowest`, whose count or mass is `of`. One thread's.
@@ -97,7 +98,10 @@ DEVICE u64 judge(Row<T> &row, Weigh weigh) {
     u64 above_low = weigh == BY_COUNT ? (u32)shared.tally.counts : shared.tally.masses[0];
     u64 above_high = weigh == BY_COUNT ? shared.tally.counts >> 32 : shared.tally.masses[1];
     bool over = shared.x < above_high, below = shared.x >= above_low;
-    if (uniform(below && shared.low == shared.lowest)) return shared.lowest;
+    if (uniform(below && shared.low == shared.lowest)) {
+        barrier();
+        return shared.lowest;
+    }
     if (uniform(!over && !below && shared.tally.listed <= LISTED)) {
         u32 count = uniform(shared.tally.listed);
         const Seen &seen = shared;

@@ -20,6 +20,11 @@ struct alignas(4 * sizeof(T)) Four {
     T x[4];
 };
 
+template <typename T>
+struct alignas(8 * sizeof(T)) Eight {
+    T x[8];
+};
+
 DEVICE float widen(float x) { return x; }
 DEVICE float widen(bf16 x) { return float_of((u32)x.bits << 16); }
 DEVICE float widen(f16 x) { return half_to_float(x.bits); }

@@ -219,6 +219,21 @@ impl RowParams {
     pub(crate) fn top_k_of(&self, vocab: usize) -> Option<u32> {
         (!self.greedy && (self.top_k as usize) < vocab).then_some(self.top_k)
     }
+
+    /// Whether top-p is a share of the top k's mass instead of the whole row's.
+    pub(crate) fn is_renormalised(&self, vocab: usize) -> bool {
+        self.top_k_of(vocab).is_some()
+            && self.top_p.is_some()
+            && self.order == TopKTopP::Renormalised
+    }
+
+    /// Whether tokens are drawn from the whole row first, in the hope that one is kept.
+    pub(crate) fn tries(&self, vocab: usize) -> bool {
+        match self.top_k_of(vocab) {
+            Some(k) => k as usize * 8 > vocab && !self.is_renormalised(vocab),
+            None => !self.greedy && self.top_p.is_some(),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -284,5 +299,30 @@ mod tests {
             SamplingParams::new().top_p(1e-300).resolve().unwrap().top_p,
             Some(1)
         );
+    }
+
+    #[test]
+    fn rows_that_are_tried() {
+        let p = SamplingParams::new;
+        for (params, tried) in [
+            (p(), false),
+            (p().temperature(0.0).top_p(0.9), false),
+            (p().temperature(0.0).top_k(20_000), false),
+            (p().top_p(0.9), true),
+            (p().top_p(1.0), false),
+            (p().min_p(0.05), false),
+            (p().min_p(0.05).top_p(0.9), true),
+            (p().top_k(19_000), false),
+            (p().top_k(19_001), true),
+            (p().top_k(19_001).min_p(0.05), true),
+            (p().top_k(19_001).top_p(0.9), false),
+            (p().top_k(19_001).top_p(1.0), true),
+            (p().top_k(19_001).top_p(0.9).order(TopKTopP::Joint), true),
+            (p().top_k(19_000).top_p(0.9).order(TopKTopP::Joint), false),
+            (p().top_k(152_000).top_p(0.9), true), // keeps all, so top-p is alone
+        ] {
+            let tries = params.resolve().unwrap().tries(152_000);
+            assert_eq!(tries, tried, "{params:?}");
+        }
     }
 }

@@ -17,9 +17,9 @@
 
 use crate::definition::order::Key;
 use crate::definition::weight::{SLICE, SliceScale};
-use crate::definition::{min_p_threshold, nucleus_limit, philox, scale_random};
+use crate::definition::{TRIES, min_p_threshold, nucleus_limit, philox, scale_random};
 use crate::error::RowError;
-use crate::params::{RowParams, SamplingParams, TopKTopP};
+use crate::params::{RowParams, SamplingParams};
 use candle_core::Error;
 
 /// The token that `params` draw from `logits` (one row) at `position`.
@@ -53,12 +53,21 @@ pub(crate) fn sample_row(
         return Ok(top.id());
     }
     let row = Row::new(logits, params, top);
-    let random = philox::random(params.seed, position);
-    if params.filters(logits.len()) {
-        Ok(row.draw_from_kept(params, random))
-    } else {
-        Ok(row.draw_from_all(random))
+    let random = |round| philox::random(params.seed, position, round);
+    if !params.filters(logits.len()) {
+        return Ok(row.draw_from_all(random(0)));
     }
+    let kept = row.kept(params);
+    if !params.tries(logits.len()) {
+        return Ok(row.draw_from_kept(&kept, random(0)));
+    }
+    for round in 0..TRIES {
+        let id = row.draw_from_all(random(round));
+        if kept.contains(&id) {
+            return Ok(id);
+        }
+    }
+    Ok(row.draw_from_kept(&kept, random(TRIES)))
 }
 
 /// The first token in the order: the argmax.
@@ -133,7 +142,7 @@ impl<'a> Row<'a> {
         let threshold = min_p_threshold(params, self.top.logit());
         let limit = params.top_p.map(|p| {
             let of_these = match top_k {
-                Some(k) if params.order == TopKTopP::Renormalised => {
+                Some(k) if params.is_renormalised(self.logits.len()) => {
                     order[..k].iter().map(|&id| self.mass(id)).sum()
                 }
                 _ => (0..self.slices.len()).map(|j| self.slice_mass(j)).sum(),
@@ -160,10 +169,9 @@ impl<'a> Row<'a> {
     }
 
     /// Inverse CDF over the kept tokens.
-    fn draw_from_kept(&self, params: &RowParams, random: u64) -> u32 {
-        let kept = self.kept(params);
+    fn draw_from_kept(&self, kept: &[u32], random: u64) -> u32 {
         let mut r = scale_random(random, kept.iter().map(|&id| self.mass(id)).sum());
-        for id in kept {
+        for &id in kept {
             let mass = self.mass(id);
             if r < mass {
                 return id;

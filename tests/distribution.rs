@@ -169,10 +169,25 @@ fn modes() -> Vec<Filter> {
             p: Some(0.9005),
             ..base
         },
+        Filter {
+            temperature: 2.0,
+            p: Some(0.3005),
+            ..base
+        },
+        Filter {
+            p: Some(0.6005),
+            min_p: Some(0.02),
+            ..base
+        },
+        Filter {
+            k: Some(301),
+            p: Some(0.3005),
+            ..joint
+        },
     ]
 }
 
-/// One random number a token, against sums in f64: not the distribution alone, but which token it is.
+/// Against sums in f64: not the distribution alone, but which token it is.
 #[test]
 fn tokens_are_those_that_the_random_numbers_stand_for() {
     let mut rows: Vec<_> = [1, 2, 40, 513, 3000]
@@ -180,15 +195,15 @@ fn tokens_are_those_that_the_random_numbers_stand_for() {
         .flat_map(|vocab| kinds(vocab, 31))
         .collect();
     rows.extend(real().into_iter().map(|logits| ("real", logits)));
-    let (mut draws, mut close) = (0, 0);
+    let (mut draws, mut close, mut rounds) = (0, 0, [0; 5]);
     for (kind, logits) in rows {
         for filter in modes() {
             let oracle = Oracle::new(&logits, filter);
             let hangs = oracle.margin.iter().any(|&margin| margin < 2f64.powi(-17));
             for seed in 0..20 {
                 let (seed, position) = (seed << 40 | seed, seed << 33);
-                let u = random_bits(seed, position) as f64 / 2f64.powi(64);
-                let (id, margin) = oracle.drawn(u);
+                let u = |round| random_bits(seed, position, round) as f64 / 2f64.powi(64);
+                let (id, margin, round) = oracle.drawn(u);
                 let params = filter.params().seed(seed);
                 let got = reference::sample(&logits, &params, position).expect("a token");
                 draws += 1;
@@ -196,6 +211,7 @@ fn tokens_are_those_that_the_random_numbers_stand_for() {
                     close += 1;
                 } else {
                     assert_eq!(got, id, "{kind}, {filter:?}, seed {seed}");
+                    rounds[round as usize] += 1;
                 }
             }
         }
@@ -203,6 +219,10 @@ fn tokens_are_those_that_the_random_numbers_stand_for() {
     assert!(
         close * 20 < draws,
         "{close} of {draws} draws hung on the last bits"
+    );
+    assert!(
+        rounds.iter().all(|&n| n > 100),
+        "tokens of each round: {rounds:?}"
     );
 }
 
@@ -236,6 +256,16 @@ fn frequencies_pass_chi_square_on_real_rows() {
             Filter {
                 temperature: 1.5,
                 p: Some(0.9),
+                ..Filter::default()
+            },
+            Filter {
+                temperature: 1.5,
+                p: Some(0.3),
+                ..Filter::default()
+            },
+            Filter {
+                temperature: 1.5,
+                k: Some(20_000),
                 ..Filter::default()
             },
             Filter {

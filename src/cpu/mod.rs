@@ -3,6 +3,7 @@
 //! - [`arch`]: the vector types and the choice among them.
 //! - [`slice`]: what is computed on one slice of a row.
 //! - [`row`]: the sampling of one row: its first pass, and what the parameters ask for.
+//! - [`tries`]: tokens drawn from the whole row, in the hope that one is kept.
 //! - [`search`]: where the kept tokens end, and the draw from them; [`look`] is its looks at the row, [`guess`] its
 //!   guesses from a sample, [`place`] places in the order of tokens, [`tokens`] those around the end.
 
@@ -16,6 +17,7 @@ mod slice;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod tries;
 
 pub(crate) use row::Workspace;
 pub(crate) use slice::Logit;

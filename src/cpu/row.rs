@@ -1,8 +1,9 @@
 //! One row, fast: the same tokens as [`crate::reference`], from one read of the logits where the
 //! distribution is peaked, and one more look at a part of them where it is flat.
 //!
-//! The first pass leaves each slice's largest logit and, if it is wanted, its mass. [`super::search`]
-//! then finds where the kept tokens end, and draws.
+//! The first pass leaves each slice's largest logit and, if it is wanted, its mass. Where the parameters
+//! say so, [`super::tries`] then draws from the whole row, and asks whether the token is kept. Else, or if
+//! none was, [`super::search`] finds where the kept tokens end, and draws from them.
 
 use super::arch::Lanes;
 use super::guess::Sample;
@@ -13,9 +14,9 @@ use super::slice::{Logit, fetch_ahead, largest, mass};
 use super::tokens::Tokens;
 use crate::definition::order::Key;
 use crate::definition::weight::{SLICE, Scale};
-use crate::definition::{min_p_threshold, nucleus_limit, philox};
+use crate::definition::{TRIES, min_p_threshold, nucleus_limit, philox};
 use crate::error::RowError;
-use crate::params::{RowParams, TopKTopP};
+use crate::params::RowParams;
 
 /// What a row needs beside its logits; kept between calls, so that nothing is allocated in steady state.
 #[derive(Default)]
@@ -51,10 +52,11 @@ pub(super) unsafe fn sample_row<V: Lanes, T: Logit>(
     unsafe {
         let filters = params.filters(row.len());
         let top_k = params.top_k_of(row.len());
-        let renormalised =
-            top_k.is_some() && params.top_p.is_some() && params.order == TopKTopP::Renormalised;
+        let renormalised = params.is_renormalised(row.len());
+        let tries = params.tries(row.len());
         // Whether the mass of the whole row is wanted.
-        let sum = !params.greedy && (!filters || params.top_p.is_some() && !renormalised);
+        let of_all = params.top_p.is_some() && !renormalised;
+        let sum = !params.greedy && (!filters || tries || of_all);
 
         let top = first_pass::<V, T>(row, params.scale(), sum, workspace)?;
         if params.greedy || top.logit() == f32::INFINITY {
@@ -63,9 +65,9 @@ pub(super) unsafe fn sample_row<V: Lanes, T: Logit>(
         let scale = params.scale().measured_from(top.logit());
         let mut search = Search::<V, T>::new(row, scale, top, workspace);
         let whole = if sum { search.adopt_sums() } else { 0 };
-        let random = philox::random(params.seed, position);
+        let random = |round| philox::random(params.seed, position, round);
         if !filters {
-            return Ok(search.draw_from_all(random));
+            return Ok(search.draw_from_all(random(0)));
         }
 
         let share_of = |mass| params.top_p.map_or(u64::MAX, |p| nucleus_limit(p, mass));
@@ -88,6 +90,12 @@ pub(super) unsafe fn sample_row<V: Lanes, T: Logit>(
             if limit.tokens == 1 || search.mass_of(top) >= limit.mass {
                 return Ok(top.id());
             }
+            if tries {
+                match search.draw_tries(limit, low, random) {
+                    Ok(id) => return Ok(id),
+                    Err(place) => from = place,
+                }
+            }
             search.keep(limit, from);
             if !top_k_first {
                 break;
@@ -99,7 +107,8 @@ pub(super) unsafe fn sample_row<V: Lanes, T: Logit>(
                 Some(place) => from = place,
             }
         }
-        Ok(search.draw_from_kept(random))
+        let round = if tries { TRIES } else { 0 };
+        Ok(search.draw_from_kept(random(round)))
     }
 }
 

@@ -4,7 +4,7 @@
 //! above the upper one and gathers the tokens from there down to the lower one; it reads only the slices whose largest
 //! logit is above that. If the kept tokens end among the gathered ones, as they almost always do, these tell where.
 //! (The two pivots are those of Ye et al., "Sorting-Free GPU Kernels for LLM Sampling", 2025; there, what they leave
-//! open is settled by drawing again.)
+//! open is settled by drawing again, as in [`super::tries`].)
 
 use super::arch::Lanes;
 use super::look::{Found, Pivots};
@@ -285,6 +285,7 @@ impl<'a, V: Lanes, T: Logit> Search<'a, V, T> {
     /// Inverse CDF over the whole row: the slices by their shares, then one slice's tokens.
     #[inline(always)]
     pub(super) unsafe fn draw_from_all(&mut self, random: u64) -> u32 {
+        // Nothing has been looked for yet: what is known is the whole row.
         let mut rest = scale_random(random, self.known.1.mass);
         let mut j = 0;
         while rest >= self.ws.sums[j] {

@@ -166,6 +166,33 @@ pub(super) unsafe fn mass<V: Lanes>(z: &Tokens, slice: SliceScale) -> u64 {
     }
 }
 
+/// How many logits are above `threshold`, and the sum of their weights, each shifted right by `shift`.
+#[inline(always)]
+pub(super) unsafe fn above<V: Lanes>(
+    z: &Tokens,
+    slice: SliceScale,
+    shift: u32,
+    threshold: f32,
+) -> (usize, u64) {
+    // SAFETY: the caller vouches for V's instructions.
+    unsafe {
+        let weigher = Weigher::<V>::new(slice);
+        let bound = V::splat(threshold);
+        let (mut count, mut sum) = (0, 0);
+        for lane_full in z.chunks_exact(WEIGHTS_PER_LANE * V::COUNT) {
+            let mut lanes = V::splat_int(0);
+            for v in lane_full.chunks_exact(V::COUNT) {
+                let v = V::load(v);
+                count += v.above(bound).count_ones() as usize;
+                let weights = V::shift_right(weigher.weigh(v), shift);
+                lanes = V::add(lanes, v.select_above(bound, weights));
+            }
+            sum += V::sum(lanes);
+        }
+        (count, sum)
+    }
+}
+
 /// Each logit's weight before it is rounded. Whole vectors only.
 #[inline(always)]
 pub(super) unsafe fn weigh_all<V: Lanes>(z: &[f32], slice: SliceScale, weights: &mut [f32]) {

@@ -163,7 +163,7 @@ fn equals_the_reference_on_large_rows() {
     let new = || SamplingParams::new().temperature(1.5);
     for (kind, len) in (0..KINDS).flat_map(|kind| [(kind, 8191), (kind, 40_000)]) {
         let row = row(len, kind, 7 + u64::from(kind));
-        for k in [1, 3, 20, 40, 5000, 30_000] {
+        for k in [1, 3, 20, 40, 200, 5000, 30_000] {
             for order in [TopKTopP::Joint, TopKTopP::Renormalised] {
                 for p in [0.2, 0.97] {
                     check(&row, &row, &new().top_k(k).top_p(p).order(order), &mut ws);
@@ -173,8 +173,9 @@ fn equals_the_reference_on_large_rows() {
             }
             check(&row, &row, &new().top_k(k), &mut ws);
         }
-        for p in [0.01, 0.5, 0.9, 0.999, 0.999_999_9] {
+        for p in [0.01, 0.1, 0.3, 0.5, 0.9, 0.999, 0.999_999_9] {
             check(&row, &row, &new().top_p(p), &mut ws);
+            check(&row, &row, &new().top_p(p).min_p(0.02), &mut ws);
         }
         check(&row, &row, &new(), &mut ws);
         check(&row, &row, &new().min_p(0.01), &mut ws);
@@ -193,6 +194,29 @@ fn equals_the_reference_for_many_random_numbers() {
             SamplingParams::new().top_k(1100),
             SamplingParams::new().top_p(0.9),
             SamplingParams::new().min_p(1e-5),
+        ] {
+            check_at(&positions, &row, &row, &params, &mut ws);
+        }
+    }
+}
+
+#[test]
+fn equals_the_reference_whichever_try_is_kept_if_any() {
+    let mut ws = Workspace::default();
+    let positions: Vec<u64> = (0..400).collect();
+    let new = SamplingParams::new;
+    for kind in [0, 2, 3, 11] {
+        let row = row(1300, kind, 5);
+        for params in [
+            new().top_k(3),
+            new().top_k(100),
+            new().top_k(1100).min_p(0.1),
+            new().top_k(400).top_p(0.3).order(TopKTopP::Joint),
+            new().top_k(400).top_p(0.3),
+            new().top_p(0.1),
+            new().top_p(0.3),
+            new().top_p(0.3).min_p(1e-5),
+            new().top_p(0.9).min_p(0.3),
         ] {
             check_at(&positions, &row, &row, &params, &mut ws);
         }

@@ -14,6 +14,9 @@ pub(crate) mod weight;
 
 use crate::params::RowParams;
 
+/// So many tokens at most are drawn from the whole row and refused, before one is drawn from the kept ones.
+pub(crate) const TRIES: u32 = 4;
+
 /// The integer `floor(u · mass / 2⁶⁴)` for the random 64 bits `u`: uniform in `0..mass`.
 #[inline(always)]
 pub(crate) fn scale_random(u: u64, mass: u64) -> u64 {

@@ -1,8 +1,8 @@
 //! Philox4x32-10, the counter-based generator of Salmon, Moraes, Dror and Shaw,
 //! "Parallel Random Numbers: As Easy as 1, 2, 3" (SC11).
 //!
-//! A token needs no generator state: its random bits are a function of the row's seed and its position in
-//! the sequence. Rows share nothing, a call can be repeated, and a captured GPU graph draws fresh numbers at
+//! A token needs no generator state: its random bits are a function of the row's seed, its position in the
+//! sequence and the round of the draw. Rows share nothing, a call can be repeated, and a captured GPU graph draws fresh numbers at
 //! every replay because the positions live in memory.
 
 const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
@@ -25,14 +25,14 @@ fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     counter
 }
 
-/// The 64 random bits of one token.
+/// The 64 random bits of one draw: a token may take several, each a round of its own.
 ///
-/// Counter words: position low, position high, 0, 0. Key words: seed low, seed high.
+/// Counter words: position low, position high, round, 0. Key words: seed low, seed high.
 /// The result is the first two output words, low word first.
 #[inline]
-pub(crate) fn random(seed: u64, position: u64) -> u64 {
+pub(crate) fn random(seed: u64, position: u64, round: u32) -> u64 {
     let out = philox4x32_10(
-        [position as u32, (position >> 32) as u32, 0, 0],
+        [position as u32, (position >> 32) as u32, round, 0],
         [seed as u32, (seed >> 32) as u32],
     );
     u64::from(out[0]) | u64::from(out[1]) << 32
@@ -64,12 +64,13 @@ mod tests {
 
     #[test]
     fn every_input_matters() {
-        let base = random(1, 2);
+        let base = random(1, 2, 0);
         for other in [
-            random(2, 2),
-            random(1 | 1 << 32, 2),
-            random(1, 3),
-            random(1, 2 | 1 << 32),
+            random(2, 2, 0),
+            random(1 | 1 << 32, 2, 0),
+            random(1, 3, 0),
+            random(1, 2 | 1 << 32, 0),
+            random(1, 2, 1),
         ] {
             assert_ne!(base, other);
         }

@@ -31,7 +31,7 @@ pub(crate) struct Rows<G: Gpu> {
 const PARAM_WORDS: usize = size_of::<DeviceParams>() / size_of::<u64>();
 
 /// Words of a row in `wide`, as in `kernels/row.h`.
-pub(super) const WIDE_WORDS: usize = 8480;
+pub(super) const WIDE_WORDS: usize = 8512;
 
 /// What a row's block gathers in shared memory, as in `kernels/candidates.h`.
 pub(super) const CAPACITY: usize = 3584;
@@ -39,22 +39,28 @@ pub(super) const CAPACITY: usize = 3584;
 /// Top-k up to here is bounded by the slices' largest logits, as in `kernels/sample.hip`.
 pub(super) const MAX_K_BY_SLICES: u32 = 160;
 
-/// Blocks that look at rows again together: one for each multiprocessor of a large GPU.
-const LOOKING_BLOCKS: usize = 128;
-/// More would not be faster at reading a row; each first finds out where to look.
+/// Blocks that work on rows together: one for each multiprocessor of a large GPU.
+const BLOCKS: usize = 128;
+/// More would not be faster at looking at a row; each first finds out where to look.
 const LOOKING_BLOCKS_A_ROW: usize = 32;
 /// Where some rows need no look, every row has at most so many blocks, and all together so many: those that find nothing to do
 /// cost little, not nothing.
 const MIXED_BLOCKS_A_ROW: usize = 16;
 const MIXED_BLOCKS: usize = 2048;
+/// Nor at summing what is above a row's tries.
+const DRAWING_BLOCKS_A_ROW: usize = 32;
 
-/// Whether the summaries alone do not tell where the row's kept tokens are, as in `kernels/sample.hip`.
-fn may_be_wide(params: &RowParams, vocab: usize) -> bool {
-    let many = match params.top_k_of(vocab) {
-        Some(k) => k > MAX_K_BY_SLICES || k as usize * 8 > slices(vocab) * 7,
-        None => params.top_p.is_some(),
-    };
-    vocab > CAPACITY && !params.greedy && many
+/// Whether the row is to be looked at before it is drawn from, as in `kernels/sample.hip`.
+fn wants_look(params: &RowParams, vocab: usize) -> bool {
+    let k = params.top_k_of(vocab).unwrap_or(0);
+    let large = k > MAX_K_BY_SLICES || k as usize * 8 > slices(vocab) * 7;
+    vocab > CAPACITY && large && !params.tries(vocab)
+}
+
+/// Blocks for each of so many rows that share the device.
+fn blocks_a_row(rows: usize) -> usize {
+    // Where a row would have few, two on a multiprocessor are better than half as many.
+    (BLOCKS / rows).max((2 * BLOCKS / rows).min(4)).max(1)
 }
 
 impl<G: Gpu> Rows<G> {
@@ -155,6 +161,11 @@ impl<G: Gpu> Rows<G> {
             self.summaries
                 .read(gpu, logits, &self.params, false, wide)?
         };
+        let looked_at = params.iter().filter(|row| wants_look(row, vocab)).count();
+        let mut drawing = 1;
+        if params.iter().any(|row| row.tries(vocab)) {
+            drawing = blocks_a_row(rows).min(DRAWING_BLOCKS_A_ROW);
+        }
         let draw = |after_look: bool| {
             let arguments = [
                 address,
@@ -168,24 +179,22 @@ impl<G: Gpu> Rows<G> {
                 kept,
                 wide,
                 Argument::U32(u32::from(after_look)),
+                Argument::U32(drawing as u32),
                 Argument::Address(ids),
             ];
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*`.
-            unsafe { gpu.launch(kernels.draw, [rows, 1], BLOCK, &arguments) }
+            unsafe { gpu.launch(kernels.draw, [rows, drawing], BLOCK, &arguments) }
         };
-        let wide_rows = params.iter().filter(|row| may_be_wide(row, vocab)).count();
-        if wide_rows == 0 {
+        if looked_at == 0 {
             return draw(false);
         }
-        // Where a row would have few, two on a multiprocessor are better than half as many.
-        let blocks = (LOOKING_BLOCKS / wide_rows).max((2 * LOOKING_BLOCKS / wide_rows).min(4));
-        let all_wide = wide_rows == rows;
-        let most = if all_wide {
+        let all_rows = looked_at == rows;
+        let most = if all_rows {
             LOOKING_BLOCKS_A_ROW
         } else {
             MIXED_BLOCKS_A_ROW.min(MIXED_BLOCKS / rows)
         };
-        let blocks = blocks.min(most).min(slices(vocab)).max(1);
+        let blocks = blocks_a_row(looked_at).min(most).min(slices(vocab)).max(1);
         let arguments = [
             address,
             stride,
@@ -197,7 +206,7 @@ impl<G: Gpu> Rows<G> {
             kept,
             wide,
             Argument::U32(blocks as u32),
-            Argument::U32(u32::from(all_wide)),
+            Argument::U32(u32::from(all_rows)),
         ];
         // SAFETY: as for `draw`; the arguments are those of `look_*`.
         unsafe { gpu.launch(kernels.look, [rows, blocks], BLOCK, &arguments)? };

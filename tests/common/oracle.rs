@@ -39,6 +39,8 @@ pub struct Oracle {
     /// Of each id: whether it is kept, and how far the decision was from going the other way.
     pub kept: Vec<bool>,
     pub margin: Vec<f64>,
+    /// Whether tokens are drawn from all, up to four, until one is kept.
+    pub tries: bool,
 }
 
 impl Oracle {
@@ -73,37 +75,64 @@ impl Oracle {
             margin[id as usize] = by_p.abs().min(by_min_p.abs());
             above += w;
         }
+        let has_p = filter.p.is_some_and(|p| p < 1.0);
+        let tries = if k == logits.len() {
+            has_p
+        } else {
+            8 * k > logits.len() && !(has_p && filter.order == TopKTopP::Renormalised)
+        };
         Self {
             order,
             weight,
             kept,
             margin,
+            tries,
         }
     }
 
-    /// The kept token at which the sum of probabilities, ids ascending, exceeds `u` (of 1), and how far `u` is from another.
-    pub fn drawn(&self, u: f64) -> (u32, f64) {
-        let mut below = 0.0;
-        for (id, p) in self.probabilities() {
-            if u < below + p {
-                return (id, (u - below).min(below + p - u));
+    /// The token that the random numbers (of 1) stand for, how far they are from standing for another, and the round of the
+    /// draw that it came from.
+    pub fn drawn(&self, u: impl Fn(u32) -> f64) -> (u32, f64, u32) {
+        let (mut closest, mut round) = (1.0, 0);
+        while self.tries && round < 4 {
+            let (id, margin) = at(&self.probabilities_of(|_| true), u(round));
+            closest = margin.min(closest);
+            if id == u32::MAX || self.kept[id as usize] {
+                return (id, closest, round);
             }
-            below += p;
+            round += 1;
         }
-        (u32::MAX, 0.0)
+        let (id, margin) = at(&self.probabilities(), u(round));
+        (id, margin.min(closest), round)
     }
 
     /// The kept ids, ascending, with their probabilities.
     pub fn probabilities(&self) -> Vec<(u32, f64)> {
-        let ids = (0..self.kept.len()).filter(|&id| self.kept[id]);
+        self.probabilities_of(|id| self.kept[id])
+    }
+
+    fn probabilities_of(&self, which: impl Fn(usize) -> bool) -> Vec<(u32, f64)> {
+        let ids = (0..self.kept.len()).filter(|&id| which(id));
         let total: f64 = ids.clone().map(|id| self.weight[id]).sum();
         ids.map(|id| (id as u32, self.weight[id] / total)).collect()
     }
 }
 
+/// The token at which the sum of probabilities exceeds `u`, and how far `u` is from another.
+fn at(probabilities: &[(u32, f64)], u: f64) -> (u32, f64) {
+    let mut below = 0.0;
+    for &(id, p) in probabilities {
+        if u < below + p {
+            return (id, (u - below).min(below + p - u));
+        }
+        below += p;
+    }
+    (u32::MAX, 0.0)
+}
+
 /// What a draw is made of: 64 bits of Philox4x32-10, written down a second time.
-pub fn random_bits(seed: u64, position: u64) -> u64 {
-    let [mut a, mut b, mut c, mut d] = [position as u32, (position >> 32) as u32, 0, 0];
+pub fn random_bits(seed: u64, position: u64, round: u32) -> u64 {
+    let [mut a, mut b, mut c, mut d] = [position as u32, (position >> 32) as u32, round, 0];
     let (mut k, mut l) = (seed as u32, (seed >> 32) as u32);
     for _ in 0..10 {
         let x = u64::from(a) * 0xD251_1F53;

@@ -92,15 +92,17 @@ static void sample(FILE *file, const Case &c) {
     Buffer<u64> kept(c.rows * slices), wide((u64)c.rows * WIDE_WORDS);
     launch(c.rows, blocks, READ_BLOCK,
            [&] { Kernels<T>::slices(first, c.stride, c.vocab, params, 0, step, largest, groups, mass, wide); });
-    // The look at rows that may be wide is two blocks' work, or left to the block that draws.
+    // The look at rows that want one is two blocks' work, or left to the block that draws.
     u32 looking = one_launch || c.vocab <= CAPACITY ? 0 : 2;
     if (looking) {
         launch(c.rows, looking, BLOCK, [&] {
             Kernels<T>::look(first, c.stride, c.vocab, params, largest, groups, mass, kept, wide, looking, 0);
         });
     }
-    launch(c.rows, 1, BLOCK, [&] {
-        Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, ids);
+    // And tries are one block's work, or three blocks'.
+    u32 drawing = one_launch ? 1 : 3;
+    launch(c.rows, drawing, BLOCK, [&] {
+        Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, drawing, ids);
     });
     write(ids);
     write(positions);
