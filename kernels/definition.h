@@ -159,3 +159,6 @@ DEVICE bool has_tries(const RowParams &p, u32 vocab) {
     if (uniform(p.flags & GREEDY)) return false;
     return has_top_k(p, vocab) ? uniform(p.top_k * 8 > vocab) && !is_renormalised(p, vocab) : has_top_p(p);
 }
+
+// The random number that draws from what is kept comes after those of the tries.
+DEVICE u32 last_round(const RowParams &p, u32 vocab) { return has_tries(p, vocab) ? TRIES : 0; }

@@ -3,50 +3,39 @@
 #include "read.h"
 #include "row.h"
 
-// Draws so many tokens, each with a random number of its own, which is left in seen.drawn as its key: of all tokens, by the slices' shares of
-// the row's mass, or of those above `low`, by row.kept. The mass of slice thread_index() is known, if that of all is asked for. Returns the
-// mass drawn from.
+// Draws a token, which is left in seen.drawn: of all, by the slices' shares of the row's mass, which is left in seen.whole; or of those above `low`,
+// by row.kept. The shares are those of a thread's slice, if a thread has no more than one; otherwise they are worked out.
 template <typename T>
-DEVICE u64 draw_by_slices(Seen &seen, Block &b, u32 draws, bool all, float largest, u64 slice_mass, u64 low) {
+DEVICE void draw_by_slices(Seen &seen, Block &b, u64 random, bool all, const u64 *shares, u64 low) {
     // Each thread sums a run of slices; the thread whose run holds r walks it.
     u32 run = (seen.slices + BLOCK - 1) / BLOCK, first = thread_index() * run;
     u32 last = first + run < seen.slices ? first + run : seen.slices;
     u64 sum = 0, total;
-    if (all && uniform(run == 1))
-        sum = share(seen, largest, slice_mass);
-    else
-        ROLLED for (u32 j = first; j < last; j++) sum += all ? share_of(seen, j) : seen.kept[j];
-    u64 before = block_prefix(b, sum, &total);
-    ROLLED for (u32 d = 0; d < draws; d++) {
-        u64 rest = mul_hi(seen.random[d], total) - before;
-        // Where the sum is not there yet, or was before, the rest is not less.
-        if (rest >= sum) continue;
+    ROLLED for (u32 j = first; j < last; j++) sum += !all ? seen.kept[j] : run == 1 ? shares[j] : share_of(seen, j);
+    u64 before = block_prefix(b, sum, &total), rest = mul_hi(random, total) - before;
+    if (all && thread_index() == 0) seen.whole = total;
+    // Where the sum is not there yet, or was before, the rest is not less.
+    if (rest < sum) {
         u32 drawn = first;
         ROLLED for (; run > 1; drawn++) {
             u64 mass = all ? share_of(seen, drawn) : seen.kept[drawn];
             if (rest < mass) break;
             rest -= mass;
         }
-        seen.slice_drawn[d] = drawn;
-        seen.rest[d] = rest;
+        seen.slice_drawn = drawn;
+        seen.rest = rest;
     }
     barrier();
-    // So many threads have a draw's slice, four tokens each: the first at which the running sum, of all weights in the slice's unit or
-    // of the masses of the tokens above `low`, reaches the target.
-    const u32 of_slice = SLICE / 4;
-    static_assert(TRIES * of_slice <= BLOCK && of_slice % WAVE == 0, "waves for every draw");
-    u32 d = thread_index() / of_slice, id = 0;
+    // So many threads have the slice, four tokens each: the first at which the running sum, of all weights in the slice's unit or of the masses
+    // of the tokens above `low`, reaches the target.
+    u32 j = seen.slice_drawn, id = j * SLICE + thread_index() * 4;
+    SliceScale s = scale_of(seen, j);
+    Shift shift = shift_of(s, seen.unit);
     float z[4] = {};
-    u64 mass[4] = {}, target = 0;
-    Shift shift = {0, 0};
+    u64 mass[4] = {}, target = all ? first_above(s, seen.rest, seen.unit) : seen.rest + 1;
     sum = 0;
-    if (uniform(d < draws)) {
-        u32 j = seen.slice_drawn[d];
-        SliceScale s = scale_of(seen, j);
-        shift = shift_of(s, seen.unit);
-        id = j * SLICE + thread_index() % of_slice * 4;
+    if (uniform(wave_index() < SLICE / 4 / WAVE)) {
         Four<T> four = read_four((const T *)seen.logits, seen.vocab, id);
-        target = all ? first_above(s, seen.rest[d], seen.unit) : seen.rest[d] + 1;
         UNROLL for (u32 c = 0; c < 4; c++) {
             z[c] = widen(four.x[c]);
             u32 w = weight(s, z[c]);
@@ -54,8 +43,8 @@ DEVICE u64 draw_by_slices(Seen &seen, Block &b, u32 draws, bool all, float large
             sum += mass[c];
         }
     }
-    u64 all_draws;
-    before = block_prefix(b, sum, d * (of_slice / WAVE), &all_draws);
+    u64 of_slice;
+    before = block_prefix(b, sum, &of_slice);
     if (before < target && before + sum >= target) {
         u32 c = 0;
         UNROLL for (u32 i = 0; i < 3; i++) {
@@ -63,17 +52,16 @@ DEVICE u64 draw_by_slices(Seen &seen, Block &b, u32 draws, bool all, float large
             c += before < target;
         }
         float logit = c == 0 ? z[0] : c == 1 ? z[1] : c == 2 ? z[2] : z[3];
-        u64 key = key_of(logit, id + c), ties = 0, tied = 0;
+        u64 key = key_of(logit, id + c), tied[2] = {0, 0};
         UNROLL for (u32 i = 0; i < 3; i++) {
-            bool ties_before = i < c && z[i] == logit;
-            ties += ties_before;
-            tied += ties_before ? unpack_mass(pack_mass((u32)mass[i], shift)) : 0;
+            bool ties = i < c && z[i] == logit;
+            tied[BY_COUNT] += ties;
+            tied[BY_MASS] += ties ? unpack_mass(pack_mass((u32)mass[i], shift)) : 0;
         }
-        seen.drawn[d] = key;
-        seen.tries[d] = {logit, key_previous(key), id + c, {ties, tied}};
+        u64 own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
+        seen.drawn = {key, logit, key_previous(key), id + c, {tied[0], tied[1]}, {1, own}};
     }
     barrier();
-    return total;
 }
 
 // The questions in turn, to a list of all tokens above `low`, those that can be kept among them: which is the k-th, which the last of the
@@ -102,7 +90,7 @@ DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 
             }
             x = limit - 1;
         }
-        if (ask == DRAWN) x = mul_hi(row.shared->last_random, kept);
+        if (ask == DRAWN) x = mul_hi(row.shared->random[last_round(p, row.shared->vocab)], kept);
         u64 bottom = ask == DRAWN ? ~row.shared->vocab : low, top = ask == DRAWN ? 0xffffffffu : row.shared->top;
         Sequence order = ask == DRAWN ? BY_ID : BY_KEY;
         Weigh weigh = ask == KTH ? BY_COUNT : BY_MASS;
@@ -151,7 +139,7 @@ DEVICE u32 draw_from_ranked(const Shared &shared, const RowParams &p, const u64 
         }
         above += here[c];
     }
-    u64 x = mul_hi(shared.last_random, wave_sum(kept_mass));
+    u64 x = mul_hi(shared.random[last_round(p, shared.vocab)], wave_sum(kept_mass));
     wave_barrier();  // the sum is one already, but does not promise it
     sum = 0;
     u64 kept[each_id];

@@ -53,13 +53,7 @@ DEVICE u64 vote(bool x) { return __ballot_sync(0xffffffffu, x); }
 // Among the threads of a block; `on_device`, among all blocks.
 DEVICE u32 atomic_add(u32 *p, u32 x) { return atomicAdd(p, x); }
 DEVICE u32 atomic_add_on_device(u32 *p, u32 x) { return atomicAdd(p, x); }
-DEVICE void atomic_add_on_device(u64 *p, u64 x) { atomicAdd(p, x); }
-// How many blocks have come by before. What their waves had written until then, this one sees.
-DEVICE u32 count_finished(u32 *p) {
-    u32 before;
-    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(__cvta_generic_to_global(p)) : "memory");
-    return before;
-}
+DEVICE u64 atomic_add_on_device(u64 *p, u64 x) { return atomicAdd(p, x); }
 #if __CUDA_ARCH__ >= 800
 #define HAS_WAVE_REDUCE
 DEVICE u32 wave_max(u32 x) { return __reduce_max_sync(0xffffffffu, x); }
@@ -155,14 +149,8 @@ DEVICE u32 atomic_add(u32 *p, u32 x) {
 DEVICE u32 atomic_add_on_device(u32 *p, u32 x) {
     return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
-DEVICE void atomic_add_on_device(u64 *p, u64 x) {
-    __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
-}
-DEVICE u32 count_finished(u32 *p) {
-    __builtin_amdgcn_fence(__ATOMIC_RELEASE, "agent");
-    u32 before = __hip_atomic_fetch_add(p, 1u, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
-    __builtin_amdgcn_fence(__ATOMIC_ACQUIRE, "agent");
-    return before;
+DEVICE u64 atomic_add_on_device(u64 *p, u64 x) {
+    return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
 DEVICE u32 uniform(u32 x) { return (u32)__builtin_amdgcn_readfirstlane((int)x); }
 DEVICE u32 opaque(u32 x) {

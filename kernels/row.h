@@ -29,15 +29,13 @@ struct State {
 };
 
 // What blocks of a row find together. A look from pivots: how many tokens are above the low one (above the high one, in the upper half), their
-// masses, and how many are between; these are in row.wide, if they fit. Tries: how many tokens are above each, and what they weigh.
+// masses, and how many are between; these are in row.wide, if they fit. A try: what is above it, and in the highest bits how many blocks have said so.
 struct Tally {
     u64 counts;
     u64 masses[2];
-    u64 above[2][TRIES];
+    u64 above_try;
     u32 listed;
-    u32 looked;    // whether the row has been
-    u32 finished;  // blocks that have added what is above the tries
-    u32 unused;
+    u32 looked;  // whether the row has been
 };
 
 #define STATE_WORDS (sizeof(State) / 8)
@@ -57,12 +55,13 @@ static_assert(sizeof(Wide) <= WIDE_WORDS * 8, "the host allocates it");
 
 DEVICE GLOBAL Wide *wide_of(u64 *wide, u32 row) { return (GLOBAL Wide *)(wide + (u64)row * WIDE_WORDS); }
 
-// A token drawn from all. Of the four that are read with it, those before it that tie with it are counted and weighed here, so that all
+// A token drawn from all, or a place. Of the four that are read with it, those before it that tie with it are counted and weighed here, so that all
 // tokens of a four are above it if they are above the same logit: this one, or in fours before its own the largest float below.
 struct Try {
+    u64 key;
     float logit, previous;
     u32 id;
-    u64 tied[2];  // count and mass
+    u64 tied[2], own[2];  // count and mass: of those, and of the token itself
 };
 
 // How the places from low to high are divided into bins: at first as logits go, from the largest down, then in equal parts.
@@ -98,13 +97,12 @@ struct Seen : State {
     u32 count_below[2];
     float below_low;
     u32 hits;
-    // Random numbers, 64 bits: for draws from all, and for the one from what is kept.
-    u64 random[TRIES], last_random;
-    // Where in the row draws fall: the slice, and what is left there; then the tokens, as keys, and what is to know of tries.
-    u32 slice_drawn[TRIES];
-    u64 rest[TRIES];
-    u64 drawn[TRIES];
-    Try tries[TRIES];
+    u64 random[TRIES + 1];  // 64 bits a draw
+    // Where in the row a draw falls: the slice, and what is left there; then the token.
+    u32 slice_drawn;
+    u64 rest;
+    Try drawn, above_drawn;
+    u64 refused;  // neither the token at this place is kept nor any below
 };
 
 // For the block that draws from it.
@@ -116,6 +114,7 @@ struct Shared : Seen {
     u32 slice_count;
     float bound;
     bool is_last;  // of the row's blocks
+    u64 above_try;
 };
 
 // What a thread holds of it; the rest is in shared memory, because registers are short.

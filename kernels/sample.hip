@@ -107,7 +107,7 @@ template <typename T>
 DEVICE float bound_of(Row<T> &row, Ends ends) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    float bound = has_tries(p, shared.vocab) ? key_logit(highest_try(shared, TRIES)) : NEG_INF;
+    float bound = has_tries(p, shared.vocab) ? key_logit(shared.refused) : NEG_INF;
     if (uniform(shared.vocab <= CAPACITY))
         bound = bound > LOWEST_LOGIT ? bound : LOWEST_LOGIT;
     else if (has_top_k(p, shared.vocab) && is_bounded_by_slices(p.top_k, shared.vocab))
@@ -180,18 +180,14 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         }
         weigh++;
     }
-    if (thread_index() == 0) shared.random[0] = shared.last_random;
-    draw_by_slices<T>(shared, row.block, 1, false, 0.0f, 0, shared.low);
-    return key_id(shared.drawn[0]);
+    draw_by_slices<T>(shared, row.block, shared.random[last_round(p, shared.vocab)], false, nullptr, shared.low);
+    return shared.drawn.id;
 }
 
-// The random numbers that the row wants, by the last threads. The draw from what is kept comes after the tries.
+// The random numbers that the row wants, by the last threads.
 DEVICE void draw_random(Seen &seen, u64 position) {
-    u32 i = BLOCK - 1 - thread_index(), last = has_tries(seen.params, seen.vocab) ? TRIES : 0;
-    if (i > last) return;
-    u64 random = philox(seen.params.seed, position, i);
-    if (i < TRIES) seen.random[i] = random;
-    if (i == last) seen.last_random = random;
+    u32 round = BLOCK - 1 - thread_index();
+    if (round <= last_round(seen.params, seen.vocab)) seen.random[round] = philox(seen.params.seed, position, round);
 }
 
 // What a block has to do for its row.
@@ -200,7 +196,7 @@ enum Next { SEARCH, WRITE, NOTHING };
 // What there is to say without a search: no token, only one, any; or the first of the tries that is kept. Of a row's blocks, those that are not
 // needed, or are not the last, have nothing more to do.
 template <typename T>
-DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 blocks, u32 *id) {
+DEVICE Next draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 *id) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     u32 part = block_index_y();
@@ -221,33 +217,45 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 blocks, u32 *id) {
         sum_again(row);
         row.mass = thread_index() < shared.slices ? shared.mass[thread_index()] : 0;
     }
-    bool tries = has_tries(p, shared.vocab), draws = tries || is_unfiltered(p, shared.vocab);
-    u64 whole = draws ? draw_by_slices<T>(shared, row.block, tries ? TRIES : 1, true, row.mine, row.mass, 0)
-                      : whole_of(shared, row.block, row.mine, row.mass);
-    if (thread_index() == 0) shared.whole = whole;
-    if (!tries) {
-        *id = key_id(shared.drawn[0]);
-        return draws ? WRITE : SEARCH;
+    if (!has_tries(p, shared.vocab) && !is_unfiltered(p, shared.vocab)) {
+        u64 whole = whole_of(shared, row.block, row.mine, row.mass);
+        if (thread_index() == 0) shared.whole = whole;
+        return SEARCH;
     }
     u16 *hits = (u16 *)shared.list.keys;
     static_assert(CHUNK * GROUPS * 2 <= CAPACITY * 8, "room for the groups");
-    if (uniform(blocks > 1)) {
-        u32 each = (shared.slices + blocks - 1) / blocks, first = part * each, last = first + each;
-        last = last < shared.slices ? last : shared.slices;
-        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++)
-            if (is_judged(p, shared.vocab, weigh)) sum_above<T, TRIES>(shared, row.block, hits, 0, (Weigh)weigh, first, last);
-        if (!is_last(shared, blocks)) return NOTHING;
-        if (is_one_kept(shared, 0, TRIES, id)) return WRITE;
-    } else {
-        // One after the other: most rows need no second, and a try far down the order takes long.
-        ROLLED for (u32 d = 0; d < TRIES; d++) {
-            if (uniform(shared.drawn[d] <= highest_try(shared, d))) continue;
-            ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++)
-                if (is_judged(p, shared.vocab, weigh)) sum_above<T, 1>(shared, row.block, hits, d, (Weigh)weigh, 0, shared.slices);
-            barrier();
-            if (is_one_kept(shared, d, d + 1, id)) return WRITE;
+    // Of the thread's slice, where masses will be.
+    u64 *shares = (u64 *)shared.list.masses;
+    if (thread_index() < shared.slices) shares[thread_index()] = share(shared, row.mine, row.mass);
+    if (thread_index() == 0) shared.refused = 0;
+    ROLLED for (u32 round = 0; round < TRIES; round++) {
+        draw_by_slices<T>(shared, row.block, shared.random[round], true, shares, 0);
+        *id = shared.drawn.id;
+        if (is_unfiltered(p, shared.vocab)) return WRITE;
+        bool kept = uniform(shared.drawn.key > shared.least);
+        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
+            if (!kept || !is_judged(p, shared.vocab, weigh)) continue;
+            if (uniform(most_above(shared, row.block, shares, weigh) < limit_of(shared, weigh))) continue;
+            if (uniform(blocks == 1)) {
+                kept = is_try_kept<T>(shared, row.block, hits, (Weigh)weigh);
+                continue;
+            }
+            // All of the row's blocks have come here together. One goes on.
+            u32 each = (shared.slices + blocks - 1) / blocks, first = part * each, last = first + each;
+            u64 sum;
+            sum_above<T>(shared, row.block, shared.drawn, hits, (Weigh)weigh, first, last < shared.slices ? last : shared.slices, ~0u, &sum);
+            if (!is_last(shared, blocks, &sum)) return NOTHING;
+            blocks = 1;
+            part = 0;
+            kept = uniform(sum + shared.drawn.tied[weigh] < limit_of(shared, weigh));
         }
+        if (kept) return part ? NOTHING : WRITE;
+        if (thread_index() == 0 && shared.drawn.key > shared.refused) shared.refused = shared.drawn.key;
     }
+    if (part) return NOTHING;
+    // Registers were needed for other things.
+    row.mine = thread_index() < shared.slices ? shared.largest[thread_index()] : NEG_INF;
+    ends = {key_logit(shared.top), shared.least_slice};
     begin_to_gather(shared);
     barrier();
     return SEARCH;
@@ -282,7 +290,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     u32 id;
     Next next = looked ? SEARCH : draw_at_once(row, ends, blocks, &id);
     if (next == NOTHING) return;
-    if (next == SEARCH) id = draw_filtered(row, ends, looked);
+    if (next == SEARCH) id = draw_filtered(row, ends, after_look && uniform(shared.tally.looked));
     if (t == 0) {
         *shared.id = id;
         *shared.next_position = shared.position + 1;

@@ -47,8 +47,13 @@ const LOOKING_BLOCKS_A_ROW: usize = 32;
 /// cost little, not nothing.
 const MIXED_BLOCKS_A_ROW: usize = 16;
 const MIXED_BLOCKS: usize = 2048;
-/// Nor at summing what is above a row's tries.
+/// Nor at summing what is above a try.
 const DRAWING_BLOCKS_A_ROW: usize = 32;
+
+/// As many blocks as can be counted in the highest bits of a sum of masses, as in `kernels/try.h`.
+fn countable_blocks(vocab: usize) -> usize {
+    1 << (24 - vocab.ilog2())
+}
 
 /// Whether the row is to be looked at before it is drawn from, as in `kernels/sample.hip`.
 fn wants_look(params: &RowParams, vocab: usize) -> bool {
@@ -164,7 +169,7 @@ impl<G: Gpu> Rows<G> {
         let looked_at = params.iter().filter(|row| wants_look(row, vocab)).count();
         let mut drawing = 1;
         if params.iter().any(|row| row.tries(vocab)) {
-            drawing = blocks_a_row(rows).min(DRAWING_BLOCKS_A_ROW);
+            drawing = blocks_a_row(rows).min(DRAWING_BLOCKS_A_ROW).min(countable_blocks(vocab));
         }
         let draw = |after_look: bool| {
             let arguments = [

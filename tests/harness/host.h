@@ -54,8 +54,11 @@ DEVICE u32 atomic_add(u32 *p, u32 x) {
     return before;
 }
 DEVICE u32 atomic_add_on_device(u32 *p, u32 x) { return atomic_add(p, x); }
-DEVICE void atomic_add_on_device(u64 *p, u64 x) { *p += x; }
-DEVICE u32 count_finished(u32 *p) { return atomic_add(p, 1); }
+DEVICE u64 atomic_add_on_device(u64 *p, u64 x) {
+    u64 before = *p;
+    *p += x;
+    return before;
+}
 DEVICE u32 uniform(u32 x) { return x; }
 DEVICE u32 opaque(u32 x) { return x; }
 DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }
