@@ -59,7 +59,7 @@ DEVICE void draw_by_slices(Seen &seen, Block &b, u64 random, bool all, const u64
             tied[BY_MASS] += ties ? unpack_mass(pack_mass((u32)mass[i], shift)) : 0;
         }
         u64 own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
-        seen.drawn = {key, logit, key_previous(key), id + c, {tied[0], tied[1]}, {1, own}};
+        seen.drawn = {key, logit, key_previous(key), id + c, 0, {tied[0], tied[1]}, {1, own}};
     }
     barrier();
 }

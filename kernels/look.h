@@ -179,5 +179,5 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
     }
     u64 totals[3] = {(counts & 0xffffu) | (u64)(counts >> 16) << 32, between, high};
     block_sums<3>(b, totals);
-    return {totals[0], {totals[1] + totals[2], totals[2]}, 0, 0, 0};
+    return {totals[0], {totals[1] + totals[2], totals[2]}, {}, 0, 0, 0, 0};
 }

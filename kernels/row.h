@@ -28,14 +28,34 @@ struct State {
     u32 known;
 };
 
+// A token drawn from all. Of the four that are read with it, those before it that tie with it are counted and weighed here, so that all tokens of a
+// four are above it if they are above the same logit: this one, or in fours before its own the largest float below.
+struct Try {
+    u64 key;
+    float logit, previous;
+    u32 id, unused;
+    u64 tied[2], own[2];  // count and mass: of those, and of the token itself
+};
+
+// Tries of which the slices' masses do not say whether they are kept, and the one after them, which is.
+struct Tried {
+    Try unsure[TRIES];
+    u64 whole;    // the row's mass
+    u64 refused;  // neither the token at this place is kept nor any below
+    u32 sure;
+    u32 queue;  // not this row's: one of those of which some are unsure
+};
+
 // What blocks of a row find together. A look from pivots: how many tokens are above the low one (above the high one, in the upper half), their
-// masses, and how many are between; these are in row.wide, if they fit. A try: what is above it, and in the highest bits how many blocks have said so.
+// masses, and how many are between; these are in row.wide, if they fit. Tries: how many tokens are above each, and what they weigh.
 struct Tally {
     u64 counts;
     u64 masses[2];
-    u64 above_try;
+    u64 above[2][TRIES];
     u32 listed;
     u32 looked;  // whether the row has been
+    u32 tried;   // how many tries are unsure
+    u32 queued;  // in that of the first row: of how many rows some are
 };
 
 #define STATE_WORDS (sizeof(State) / 8)
@@ -46,23 +66,15 @@ static_assert(TALLY_WORDS <= WAVE && STATE_WORDS + TALLY_WORDS <= BLOCK, "a thre
 struct Wide {
     State state;
     Tally tally;
+    Tried tried;
     u64 keys[LISTED];
     u32 masses[LISTED];  // packed
 };
 // The host's room for it.
-#define WIDE_WORDS 8512u
+#define WIDE_WORDS 8544u
 static_assert(sizeof(Wide) <= WIDE_WORDS * 8, "the host allocates it");
 
 DEVICE GLOBAL Wide *wide_of(u64 *wide, u32 row) { return (GLOBAL Wide *)(wide + (u64)row * WIDE_WORDS); }
-
-// A token drawn from all, or a place. Of the four that are read with it, those before it that tie with it are counted and weighed here, so that all
-// tokens of a four are above it if they are above the same logit: this one, or in fours before its own the largest float below.
-struct Try {
-    u64 key;
-    float logit, previous;
-    u32 id;
-    u64 tied[2], own[2];  // count and mass: of those, and of the token itself
-};
 
 // How the places from low to high are divided into bins: at first as logits go, from the largest down, then in equal parts.
 struct Division {
@@ -101,8 +113,8 @@ struct Seen : State {
     // Where in the row a draw falls: the slice, and what is left there; then the token.
     u32 slice_drawn;
     u64 rest;
-    Try drawn, above_drawn;
-    u64 refused;  // neither the token at this place is kept nor any below
+    Try drawn;
+    u64 refused;
 };
 
 // For the block that draws from it.

@@ -193,10 +193,13 @@ DEVICE void draw_random(Seen &seen, u64 position) {
 // What a block has to do for its row.
 enum Next { SEARCH, WRITE, NOTHING };
 
+// Whether a row's tries are asked for, if the slices do not tell, by its blocks at once, or in a launch of its own; and if that has been.
+enum { AT_ONCE_HERE, LATER, ASKED };
+
 // What there is to say without a search: no token, only one, any; or the first of the tries that is kept. Of a row's blocks, those that are not
 // needed, or are not the last, have nothing more to do.
 template <typename T>
-DEVICE Next draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 *id) {
+DEVICE Next draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 ask, u32 *id) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     u32 part = block_index_y();
@@ -217,7 +220,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 *id) {
         sum_again(row);
         row.mass = thread_index() < shared.slices ? shared.mass[thread_index()] : 0;
     }
-    if (!has_tries(p, shared.vocab) && !is_unfiltered(p, shared.vocab)) {
+    if (ask == ASKED || (!has_tries(p, shared.vocab) && !is_unfiltered(p, shared.vocab))) {
         u64 whole = whole_of(shared, row.block, row.mine, row.mass);
         if (thread_index() == 0) shared.whole = whole;
         return SEARCH;
@@ -228,31 +231,51 @@ DEVICE Next draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 *id) {
     u64 *shares = (u64 *)shared.list.masses;
     if (thread_index() < shared.slices) shares[thread_index()] = share(shared, row.mine, row.mass);
     if (thread_index() == 0) shared.refused = 0;
+    u32 unsure = 0, sure = INVALID_TOKEN;
     ROLLED for (u32 round = 0; round < TRIES; round++) {
         draw_by_slices<T>(shared, row.block, shared.random[round], true, shares, 0);
         *id = shared.drawn.id;
         if (is_unfiltered(p, shared.vocab)) return WRITE;
-        bool kept = uniform(shared.drawn.key > shared.least);
+        bool kept = uniform(shared.drawn.key > shared.least), asks = false;
         ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
-            if (!kept || !is_judged(p, shared.vocab, weigh)) continue;
-            if (uniform(most_above(shared, row.block, shares, weigh) < limit_of(shared, weigh))) continue;
-            if (uniform(blocks == 1)) {
-                kept = is_try_kept<T>(shared, row.block, hits, (Weigh)weigh);
-                continue;
-            }
+            u64 limit = limit_of(p, shared.whole, weigh);
+            if (!kept || !is_judged(p, shared.vocab, weigh) || uniform(most_above(shared, row.block, shares, weigh) < limit)) continue;
+            asks = true;
+            if (ask == LATER) continue;
             // All of the row's blocks have come here together. One goes on.
             u32 each = (shared.slices + blocks - 1) / blocks, first = part * each, last = first + each;
-            u64 sum;
-            sum_above<T>(shared, row.block, shared.drawn, hits, (Weigh)weigh, first, last < shared.slices ? last : shared.slices, ~0u, &sum);
-            if (!is_last(shared, blocks, &sum)) return NOTHING;
+            u64 sum = sum_above<T>(shared, row.block, hits, (Weigh)weigh, first, last < shared.slices ? last : shared.slices);
+            if (blocks > 1 && !is_last(shared, (Weigh)weigh, blocks, &sum)) return NOTHING;
             blocks = 1;
             part = 0;
-            kept = uniform(sum + shared.drawn.tied[weigh] < limit_of(shared, weigh));
+            kept = uniform(sum + shared.drawn.tied[weigh] < limit);
         }
-        if (kept) return part ? NOTHING : WRITE;
+        if (ask == LATER && kept && asks) {
+            if (thread_index() == 0) shared.wide->tried.unsure[unsure] = shared.drawn;
+            unsure++;
+            continue;
+        }
+        if (kept && unsure == 0) return part ? NOTHING : WRITE;
+        if (kept) {
+            sure = *id;
+            break;
+        }
         if (thread_index() == 0 && shared.drawn.key > shared.refused) shared.refused = shared.drawn.key;
     }
     if (part) return NOTHING;
+    if (unsure) {
+        if (thread_index() == 0) {
+            shared.wide->tried.whole = shared.whole;
+            shared.wide->tried.refused = shared.refused;
+            shared.wide->tried.sure = sure;
+            shared.wide->state.top = shared.top;
+            shared.wide->state.least = shared.least;
+            shared.wide->tally.tried = unsure;
+            u64 *all = (u64 *)shared.wide - (u64)block_index() * WIDE_WORDS;
+            wide_of(all, atomic_add_on_device((u32 *)&wide_of(all, 0)->tally.queued, 1))->tried.queue = block_index();
+        }
+        return NOTHING;
+    }
     // Registers were needed for other things.
     row.mine = thread_index() < shared.slices ? shared.largest[thread_index()] : NEG_INF;
     ends = {key_logit(shared.top), shared.least_slice};
@@ -261,13 +284,44 @@ DEVICE Next draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 *id) {
     return SEARCH;
 }
 
+// After unsure tries have been asked for: the first that is kept. If none is, all that they tell is left in `refused`.
+DEVICE bool is_one_kept(const GLOBAL Wide *wide, const RowParams &p, u32 vocab, u32 *id, u64 *refused) {
+    u64 whole = wide->tried.whole, least = wide->state.least;
+    u32 tries = wide->tally.tried;
+    *refused = wide->tried.refused;
+    ROLLED for (u32 d = 0; d < tries; d++) {
+        bool kept = true;
+        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++)
+            kept = kept && (!is_judged(p, vocab, weigh) ||
+                            wide->tally.above[weigh][d] + wide->tried.unsure[d].tied[weigh] < limit_of(p, whole, weigh));
+        u64 key = wide->tried.unsure[d].key;
+        *id = key_id(key);
+        if (uniform(kept && key > least)) return true;
+        *refused = key > *refused ? key : *refused;
+    }
+    *id = wide->tried.sure;
+    return uniform(*id != INVALID_TOKEN);
+}
+
 template <typename T>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
-                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 blocks, u32 *ids) {
+                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 blocks, u32 ask, u32 *ids) {
     SHARED Shared shared;
     wait_for_last_launch();
-    u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
+    u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE, id;
+    u64 refused = 0;
     if (block_index_y() && !has_tries(params[index], vocab)) return;
+    if (ask == ASKED) {
+        GLOBAL Wide *mine = wide_of(wide, index);
+        if (!uniform(mine->tally.tried)) return;
+        if (is_one_kept(mine, params[index], vocab, &id, &refused)) {
+            if (t == 0) {
+                ids[index] = id;
+                positions[index]++;
+            }
+            return;
+        }
+    }
     Row<T> row = {&shared, {&shared.scratch, 0}, t < slices ? largest[(u64)index * slices + t] : NEG_INF,
                   t < slices ? mass[(u64)index * slices + t] : 0};
     place_row(shared, logits, stride, vocab, params, largest, groups, mass, kept, wide);
@@ -276,6 +330,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         shared.id = (GLOBAL u32 *)(ids + index);
         shared.next_position = (GLOBAL u64 *)(positions + index);
         shared.position = positions[index];
+        shared.refused = refused;
     }
     begin_to_gather(shared);
     bool looked = false;
@@ -287,8 +342,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     Ends ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
     // What nobody needs at once is left to waves that may have no slices, while others go on.
     draw_random(shared, shared.position);
-    u32 id;
-    Next next = looked ? SEARCH : draw_at_once(row, ends, blocks, &id);
+    Next next = looked ? SEARCH : draw_at_once(row, ends, blocks, ask, &id);
     if (next == NOTHING) return;
     if (next == SEARCH) id = draw_filtered(row, ends, after_look && uniform(shared.tally.looked));
     if (t == 0) {
@@ -366,9 +420,14 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     KERNEL(BLOCK, 2)                                                                                                  \
     draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \
                 const float *largest, const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,            \
-                u32 blocks, u32 *ids) {                                                                               \
+                u32 blocks, u32 ask, u32 *ids) {                                                                      \
         draw_of<T>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, blocks,   \
-                   ids);                                                                                              \
+                   ask, ids);                                                                                         \
+    }                                                                                                                 \
+    KERNEL(READ_BLOCK, 8)                                                                                             \
+    above_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,               \
+                 const bf16 *groups, u64 *wide, u32 blocks) {                                                         \
+        above_of<T>(logits, stride, vocab, params, largest, groups, wide, blocks);                                    \
     }
 
 SAMPLE_KERNELS(f32, float)

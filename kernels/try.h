@@ -2,12 +2,13 @@
 // is; otherwise it takes one look at the groups whose largest logit is above it.
 #pragma once
 #include "look.h"
+#include "read.h"
 
 // What may refuse a try, beside min-p: the number of tokens before it, or their mass.
 DEVICE bool is_judged(const RowParams &p, u32 vocab, u32 weigh) { return weigh == BY_COUNT ? has_top_k(p, vocab) : has_top_p(p); }
 
 // What is above a token that is kept is less than this.
-DEVICE u64 limit_of(const Seen &seen, u32 weigh) { return weigh == BY_COUNT ? seen.params.top_k : nucleus_limit(seen.params.top_p, seen.whole); }
+DEVICE u64 limit_of(const RowParams &p, u64 whole, u32 weigh) { return weigh == BY_COUNT ? p.top_k : nucleus_limit(p.top_p, whole); }
 
 // What the slices hold that reach above the try, but the try itself: no more is above it.
 DEVICE u64 most_above(const Seen &seen, Block &b, const u64 *shares, u32 weigh) {
@@ -17,30 +18,28 @@ DEVICE u64 most_above(const Seen &seen, Block &b, const u64 *shares, u32 weigh) 
     return block_sum(b, sum) - seen.drawn.own[weigh];
 }
 
-// Fours of its group that a lane reads at once.
-#define TRIED_AT_ONCE FOURS_AT_ONCE
-
-// What is above a try, or a place, in the slices from `first` to before `last`. False if more groups than `most` would have to be read.
+// What is above the try in the slices from `first` to before `last`.
 template <typename T>
-DEVICE bool sum_above(Seen &seen, Block &b, const Try &place, u16 *hits, Weigh weigh, u32 first, u32 last, u32 most, u64 *all) {
+DEVICE u64 sum_above(Seen &seen, Block &b, u16 *hits, Weigh weigh, u32 first, u32 last) {
+    const Try &drawn = seen.drawn;
     u64 sum = 0;
     ROLLED for (u32 begin = first; begin < last; begin += CHUNK) {
-        list_groups(seen, hits, begin, last - begin < CHUNK ? last - begin : CHUNK, place.key);
+        list_groups(seen, hits, begin, last - begin < CHUNK ? last - begin : CHUNK, drawn.key);
         u32 count = uniform(seen.hits);
-        ROLLED for (u32 start = wave_index() * WAVE; start < count && count <= most; start += BLOCK) {
+        ROLLED for (u32 start = wave_index() * WAVE; start < count; start += BLOCK) {
             u32 i = start + opaque(thread_index()) % WAVE;
             if (i >= count) continue;
             Hit hit = hit_of(hits, begin, true, i);
             SliceScale s = scale_of(seen, hit.j);
             Shift shift = shift_of(s, seen.unit);
             u32 found = 0;
-            ROLLED for (u32 start = 0; start < GROUP; start += 4 * TRIED_AT_ONCE) {
-                Four<T> four[TRIED_AT_ONCE];
-                u32 ids[TRIED_AT_ONCE];
-                UNROLL for (u32 q = 0; q < TRIED_AT_ONCE; q++) ids[q] = id_of(hit.id, hit.apart, start + 4 * q);
-                read_fours<TRIED_AT_ONCE>((const T *)seen.logits, seen.vocab, ids, four);
-                UNROLL for (u32 q = 0; q < TRIED_AT_ONCE; q++) {
-                    float threshold = ids[q] + 4 <= place.id ? place.previous : place.logit;
+            ROLLED for (u32 start = 0; start < GROUP; start += 4 * FOURS_AT_ONCE) {
+                Four<T> four[FOURS_AT_ONCE];
+                u32 ids[FOURS_AT_ONCE];
+                UNROLL for (u32 q = 0; q < FOURS_AT_ONCE; q++) ids[q] = id_of(hit.id, hit.apart, start + 4 * q);
+                read_fours<FOURS_AT_ONCE>((const T *)seen.logits, seen.vocab, ids, four);
+                UNROLL for (u32 q = 0; q < FOURS_AT_ONCE; q++) {
+                    float threshold = ids[q] + 4 <= drawn.id ? drawn.previous : drawn.logit;
                     UNROLL for (u32 c = 0; c < 4; c++) {
                         float z = widen(four[q].x[c]);
                         u32 w = weigh == BY_COUNT ? 1 : weight(s, z) >> shift.right;
@@ -51,48 +50,88 @@ DEVICE bool sum_above(Seen &seen, Block &b, const Try &place, u16 *hits, Weigh w
             sum += weigh == BY_COUNT ? found : s.some ? (u64)found << shift.left : 0;
         }
         barrier();
-        if (count > most) return false;
     }
-    *all = block_sum(b, sum);
-    return true;
-}
-
-// Where more groups than MANY are above a try, it may well be far below what is kept. So the sum is taken down to places above it first, at
-// so many parts of the way from the largest logit: if it is too much there, the try is refused.
-#define MANY 1024u
-#define PARTS 4u
-
-// Whether little enough is above the try. One block's.
-template <typename T>
-DEVICE bool is_try_kept(Seen &seen, Block &b, u16 *hits, Weigh weigh) {
-    u64 sum, limit = limit_of(seen, weigh);
-    ROLLED for (u32 part = 1;; part++) {
-        bool whole = part == 1 || part == PARTS;
-        if (!whole) {
-            if (thread_index() == 0) {
-                float most = key_logit(seen.top), logit = most - (most - seen.drawn.logit) * ((float)part / PARTS);
-                seen.above_drawn = {key_of(logit, 0), logit, logit, 0, {0, 0}, {0, 0}};
-            }
-            barrier();
-        }
-        const Try &place = whole ? seen.drawn : seen.above_drawn;
-        if (!sum_above<T>(seen, b, place, hits, weigh, 0, seen.slices, part == 1 ? MANY : ~0u, &sum)) continue;
-        if (whole) return sum + seen.drawn.tied[weigh] < limit;
-        if (uniform(sum >= limit)) return false;
-    }
+    return block_sum(b, sum);
 }
 
 // Adds what this block has found above a try to what the row's others have, of whom nobody waits for another: what is found last knows all. A
 // mass is below 2^39, so what a row's tokens weigh leaves the highest bits for the number of blocks.
-DEVICE u32 bits_of_sum(u32 vocab) { return 40 + highest_bit(vocab); }
-DEVICE bool is_last(Shared &shared, u32 blocks, u64 *sum) {
+DEVICE bool is_last(Shared &shared, Weigh weigh, u32 blocks, u64 *sum) {
     if (thread_index() == 0) {
-        u32 bits = bits_of_sum(shared.vocab);
-        u64 before = atomic_add_on_device((u64 *)&shared.wide->tally.above_try, *sum | (u64)1 << bits);
+        u32 bits = 40 + highest_bit(shared.vocab);
+        u64 before = atomic_add_on_device((u64 *)&shared.wide->tally.above[weigh][0], *sum | (u64)1 << bits);
         shared.is_last = before >> bits == blocks - 1;
         shared.above_try = (before & (((u64)1 << bits) - 1)) + *sum;
     }
     barrier();
     *sum = shared.above_try;
     return uniform(shared.is_last);
+}
+
+// Where rows are many, unsure tries are left to a launch of its own, whose blocks are as small as those of the first read and share in all such
+// rows. A wave takes a slice, and of that the groups that reach the lowest of the row's tries.
+template <typename T>
+DEVICE void above_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const bf16 *groups, u64 *wide,
+                     u32 blocks) {
+    SHARED Try tries[TRIES];
+    SHARED u32 room[SLICES_PER_BLOCK][GROUPS];
+    wait_for_last_launch();
+    u32 slices = (vocab + SLICE - 1) / SLICE, t = thread_index(), lane = lane_index(), *hit = room[wave_index()];
+    u32 rows = uniform(wide_of(wide, 0)->tally.queued);
+    if (rows == 0) return;
+    // Blocks of a row, at most as many as have something to do.
+    u32 most = (slices + SLICES_PER_BLOCK - 1) / SLICES_PER_BLOCK, parts = blocks / rows < 1 ? 1 : blocks / rows < most ? blocks / rows : most;
+    ROLLED for (u32 item = block_index(); item < rows * parts; item += blocks) {
+        u32 row = uniform(wide_of(wide, item / parts)->tried.queue);
+        GLOBAL Wide *mine = wide_of(wide, row);
+        const RowParams &p = params[row];
+        const T *from = logits + row * stride;
+        u32 count = uniform(mine->tally.tried);
+        const u32 words = sizeof(Try) / 8;
+        static_assert(TRIES * words <= READ_BLOCK, "a thread copies a word");
+        if (t < count * words) ((u64 *)tries)[t] = ((const GLOBAL u64 *)mine->tried.unsure)[t];
+        float top = key_logit(mine->state.top);
+        Scale scale = measured_from({0.0f, p.scale, p.inverse}, top);
+        u32 unit = slice_scale(scale, top, NEGLIGIBLE).unit;
+        barrier();
+        u64 lowest = tries[0].key;
+        ROLLED for (u32 d = 1; d < count; d++) lowest = tries[d].key < lowest ? tries[d].key : lowest;
+        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
+            if (!is_judged(p, vocab, weigh)) continue;
+            u64 sums[TRIES] = {};
+            ROLLED for (u32 j = item % parts * SLICES_PER_BLOCK + wave_index(); j < slices; j += parts * SLICES_PER_BLOCK) {
+                float largest_here = largest[(u64)row * slices + j], threshold = cut_of(lowest, j).threshold;
+                bool reaches = lane < GROUPS && widen(groups[((u64)row * slices + j) * GROUPS + lane % GROUPS]) > threshold;
+                SliceScale s = slice_scale(scale, largest_here, NEGLIGIBLE);
+                Shift shift = shift_of(s, unit);
+                u64 hits = vote(reaches);
+                if (reaches) hit[count_bits(hits & (((u64)1 << lane) - 1))] = lane;
+                wave_barrier();
+                u32 found[TRIES] = {}, n = count_bits(hits);
+                // Four lanes read a group, two at a time.
+                ROLLED for (u32 first = 0; first < n; first += WAVE / 2) {
+                    Four<T> four[2];
+                    u32 id[2];
+                    UNROLL for (u32 q = 0; q < 2; q++) {
+                        u32 i = first + q * (WAVE / 4) + lane / 4;
+                        id[q] = i < n ? j * SLICE + hit[i] * GROUP + lane % 4 * 4 : vocab;
+                    }
+                    read_fours<2>(from, vocab, id, four);
+                    UNROLL for (u32 i = 0; i < 8; i++) {
+                        float z = widen(four[i / 4].x[i % 4]);
+                        u32 w = weigh == BY_COUNT ? 1 : s.some ? weight(s, z) >> shift.right : 0;
+                        UNROLL for (u32 d = 0; d < TRIES; d++)
+                            if (d < count) found[d] += z > (id[i / 4] + 4 <= tries[d].id ? tries[d].previous : tries[d].logit) ? w : 0;
+                    }
+                }
+                wave_barrier();
+                UNROLL for (u32 d = 0; d < TRIES; d++) sums[d] += (u64)found[d] << (weigh == BY_COUNT ? 0 : shift.left);
+            }
+            UNROLL for (u32 d = 0; d < TRIES; d++) {
+                u64 sum = d < count ? wave_sum(sums[d]) : 0;
+                if (lane == 0 && sum) atomic_add_on_device((u64 *)&mine->tally.above[weigh][d], sum);
+            }
+        }
+        barrier();
+    }
 }

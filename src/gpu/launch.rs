@@ -85,6 +85,7 @@ pub(crate) struct Kernels {
     pub(crate) slices: &'static str,
     pub(crate) draw: &'static str,
     pub(crate) look: &'static str,
+    pub(crate) above: &'static str,
     #[cfg(feature = "cuda")]
     pub(crate) softmax: &'static str,
 }
@@ -95,6 +96,7 @@ macro_rules! kernels {
             slices: concat!("slices_", $dtype),
             draw: concat!("draw_", $dtype),
             look: concat!("look_", $dtype),
+            above: concat!("above_", $dtype),
             #[cfg(feature = "cuda")]
             softmax: concat!("softmax_", $dtype),
         }

@@ -1,6 +1,6 @@
 //! A sampler's rows in device memory: parameters, positions, workspace.
 
-use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
+use super::launch::{Argument, Gpu, Kernels, Logits, READ_BLOCK, Summaries};
 use super::{BLOCK, DeviceParams, slices};
 use crate::params::RowParams;
 use candle_core::Result;
@@ -31,7 +31,7 @@ pub(crate) struct Rows<G: Gpu> {
 const PARAM_WORDS: usize = size_of::<DeviceParams>() / size_of::<u64>();
 
 /// Words of a row in `wide`, as in `kernels/row.h`.
-pub(super) const WIDE_WORDS: usize = 8512;
+pub(super) const WIDE_WORDS: usize = 8544;
 
 /// What a row's block gathers in shared memory, as in `kernels/candidates.h`.
 pub(super) const CAPACITY: usize = 3584;
@@ -47,8 +47,18 @@ const LOOKING_BLOCKS_A_ROW: usize = 32;
 /// cost little, not nothing.
 const MIXED_BLOCKS_A_ROW: usize = 16;
 const MIXED_BLOCKS: usize = 2048;
-/// Nor at summing what is above a try.
+/// Up to so many rows, the blocks that draw ask for tries at once, so many a row. Otherwise a launch does that, of so many small blocks.
+const FEW_ROWS: usize = 4;
 const DRAWING_BLOCKS_A_ROW: usize = 32;
+const ASKING_BLOCKS: usize = 1024;
+
+/// When blocks ask for tries of which the slices do not tell whether they are kept, as in `kernels/sample.hip`.
+#[derive(Clone, Copy)]
+enum Ask {
+    AtOnce,
+    Later,
+    Asked,
+}
 
 /// As many blocks as can be counted in the highest bits of a sum of masses, as in `kernels/try.h`.
 fn countable_blocks(vocab: usize) -> usize {
@@ -167,11 +177,14 @@ impl<G: Gpu> Rows<G> {
                 .read(gpu, logits, &self.params, false, wide)?
         };
         let looked_at = params.iter().filter(|row| wants_look(row, vocab)).count();
-        let mut drawing = 1;
-        if params.iter().any(|row| row.tries(vocab)) {
-            drawing = blocks_a_row(rows).min(DRAWING_BLOCKS_A_ROW).min(countable_blocks(vocab));
+        let tries = vocab > CAPACITY && params.iter().any(|row| row.tries(vocab));
+        let (mut drawing, mut ask) = (1, Ask::AtOnce);
+        if tries && rows <= FEW_ROWS {
+            drawing = DRAWING_BLOCKS_A_ROW.min(countable_blocks(vocab));
+        } else if tries {
+            ask = Ask::Later;
         }
-        let draw = |after_look: bool| {
+        let draw = |after_look: bool, ask: Ask| {
             let arguments = [
                 address,
                 stride,
@@ -185,13 +198,31 @@ impl<G: Gpu> Rows<G> {
                 wide,
                 Argument::U32(u32::from(after_look)),
                 Argument::U32(drawing as u32),
+                Argument::U32(ask as u32),
                 Argument::Address(ids),
             ];
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*`.
             unsafe { gpu.launch(kernels.draw, [rows, drawing], BLOCK, &arguments) }
         };
+        let draw_and_ask = |after_look: bool| {
+            draw(after_look, ask)?;
+            let Ask::Later = ask else { return Ok(()) };
+            let arguments = [
+                address,
+                stride,
+                Argument::U32(vocab as u32),
+                params_at,
+                self.summaries.largest(),
+                self.summaries.groups(),
+                wide,
+                Argument::U32(ASKING_BLOCKS as u32),
+            ];
+            // SAFETY: as for `draw`; the arguments are those of `above_*`.
+            unsafe { gpu.launch(kernels.above, [ASKING_BLOCKS, 1], READ_BLOCK, &arguments)? };
+            draw(after_look, Ask::Asked)
+        };
         if looked_at == 0 {
-            return draw(false);
+            return draw_and_ask(false);
         }
         let all_rows = looked_at == rows;
         let most = if all_rows {
@@ -215,6 +246,6 @@ impl<G: Gpu> Rows<G> {
         ];
         // SAFETY: as for `draw`; the arguments are those of `look_*`.
         unsafe { gpu.launch(kernels.look, [rows, blocks], BLOCK, &arguments)? };
-        draw(true)
+        draw_and_ask(true)
     }
 }

@@ -65,14 +65,15 @@ struct Kernels;
         static constexpr auto slices = slices_##name;   \
         static constexpr auto draw = draw_##name;       \
         static constexpr auto look = look_##name;       \
+        static constexpr auto above = above_##name;     \
         static constexpr auto softmax = softmax_##name; \
     };
 KERNELS(f32, float)
 KERNELS(f16, f16)
 KERNELS(bf16, bf16)
 
-// By the seed, so that every case is run either way.
-static bool one_launch;
+// By the seed, so that every case is run each way: everything by one block of a row; looks and tries by several; tries in a launch of their own.
+static enum { LAUNCHES, ONE_BLOCK, BLOCKS } way;
 
 static u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
 
@@ -88,22 +89,28 @@ static void sample(FILE *file, const Case &c) {
     Buffer<u32> ids(c.rows);
     const T *first = logits + c.offset;
     // A slice a wave, or several.
-    u32 blocks = one_launch ? ceil_div(slices, SLICES_PER_BLOCK) : 1, step = blocks * SLICES_PER_BLOCK;
+    u32 blocks = way == ONE_BLOCK ? ceil_div(slices, SLICES_PER_BLOCK) : 1, step = blocks * SLICES_PER_BLOCK;
     Buffer<u64> kept(c.rows * slices), wide((u64)c.rows * WIDE_WORDS);
     launch(c.rows, blocks, READ_BLOCK,
            [&] { Kernels<T>::slices(first, c.stride, c.vocab, params, 0, step, largest, groups, mass, wide); });
     // The look at rows that want one is two blocks' work, or left to the block that draws.
-    u32 looking = one_launch || c.vocab <= CAPACITY ? 0 : 2;
+    u32 looking = way == ONE_BLOCK || c.vocab <= CAPACITY ? 0 : 2;
     if (looking) {
         launch(c.rows, looking, BLOCK, [&] {
             Kernels<T>::look(first, c.stride, c.vocab, params, largest, groups, mass, kept, wide, looking, 0);
         });
     }
-    // And tries are one block's work, or three blocks'.
-    u32 drawing = one_launch ? 1 : 3;
-    launch(c.rows, drawing, BLOCK, [&] {
-        Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, drawing, ids);
-    });
+    u32 drawing = way == BLOCKS ? 3 : 1;
+    auto draw = [&](u32 ask) {
+        launch(c.rows, drawing, BLOCK, [&] {
+            Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, drawing, ask, ids);
+        });
+    };
+    draw(way == LAUNCHES ? LATER : AT_ONCE_HERE);
+    if (way == LAUNCHES) {
+        launch(7, 1, READ_BLOCK, [&] { Kernels<T>::above(first, c.stride, c.vocab, params, largest, groups, wide, 7); });
+        draw(ASKED);
+    }
     write(ids);
     write(positions);
 }
@@ -145,7 +152,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     u64 seed = strtoull(argv[2], nullptr, 10);
-    one_launch = seed % 2;
+    way = (decltype(way))(seed % 3);
     start_machine(seed, argc == 5 ? Site{argv[3], atoi(argv[4])} : Site{"", 0});
     // Without a barrier a kernel may run for ever.
     if (argc == 5) alarm(20);
