@@ -3,38 +3,46 @@
 #include "read.h"
 #include "row.h"
 
-// Draws a token, which is left in seen.drawn: of all, by the slices' shares of the row's mass, which is left in seen.whole; or of those above `low`,
-// by row.kept. The shares are those of a thread's slice, if a thread has no more than one; otherwise they are worked out.
+// Draws so many tokens, with a random number each: of all, by the slices' shares of the row's mass, which is left in seen.whole; or of those above
+// `low`, by row.kept. The shares are those of a thread's slice, if a thread has no more than one; otherwise they are worked out.
 template <typename T>
-DEVICE void draw_by_slices(Seen &seen, Block &b, u64 random, bool all, const u64 *shares, u64 low) {
+DEVICE void draw_by_slices(Seen &seen, Block &b, const u64 *random, u32 draws, bool all, const u64 *shares, u64 low, Try *drawn) {
     // Each thread sums a run of slices; the thread whose run holds r walks it.
     u32 run = (seen.slices + BLOCK - 1) / BLOCK, first = thread_index() * run;
     u32 last = first + run < seen.slices ? first + run : seen.slices;
     u64 sum = 0, total;
     ROLLED for (u32 j = first; j < last; j++) sum += !all ? seen.kept[j] : run == 1 ? shares[j] : share_of(seen, j);
-    u64 before = block_prefix(b, sum, &total), rest = mul_hi(random, total) - before;
+    u64 before = block_prefix(b, sum, &total);
     if (all && thread_index() == 0) seen.whole = total;
-    // Where the sum is not there yet, or was before, the rest is not less.
-    if (rest < sum) {
-        u32 drawn = first;
-        ROLLED for (; run > 1; drawn++) {
-            u64 mass = all ? share_of(seen, drawn) : seen.kept[drawn];
+    ROLLED for (u32 d = 0; d < draws; d++) {
+        u64 rest = mul_hi(random[d], total) - before;
+        // Where the sum is not there yet, or was before, the rest is not less.
+        if (rest >= sum) continue;
+        u32 j = first;
+        ROLLED for (; run > 1; j++) {
+            u64 mass = all ? share_of(seen, j) : seen.kept[j];
             if (rest < mass) break;
             rest -= mass;
         }
-        seen.slice_drawn = drawn;
-        seen.rest = rest;
+        seen.slice_drawn[d] = j;
+        seen.rest[d] = rest;
     }
     barrier();
-    // So many threads have the slice, four tokens each: the first at which the running sum, of all weights in the slice's unit or of the masses
-    // of the tokens above `low`, reaches the target.
-    u32 j = seen.slice_drawn, id = j * SLICE + thread_index() * 4;
-    SliceScale s = scale_of(seen, j);
-    Shift shift = shift_of(s, seen.unit);
+    // So many threads have a slice, four tokens each: the first at which the running sum, of all weights in the slice's unit or of the masses of
+    // the tokens above `low`, reaches the target.
+    const u32 of_slice = SLICE / 4;
+    static_assert(TRIES * of_slice <= BLOCK && of_slice % WAVE == 0, "waves for every draw");
+    u32 d = thread_index() / of_slice, id = 0;
+    Shift shift = {0, 0};
     float z[4] = {};
-    u64 mass[4] = {}, target = all ? first_above(s, seen.rest, seen.unit) : seen.rest + 1;
+    u64 mass[4] = {}, target = 0;
     sum = 0;
-    if (uniform(wave_index() < SLICE / 4 / WAVE)) {
+    if (uniform(d < draws)) {
+        u32 j = seen.slice_drawn[d];
+        SliceScale s = scale_of(seen, j);
+        shift = shift_of(s, seen.unit);
+        target = all ? first_above(s, seen.rest[d], seen.unit) : seen.rest[d] + 1;
+        id = j * SLICE + thread_index() % of_slice * 4;
         Four<T> four = read_four((const T *)seen.logits, seen.vocab, id);
         UNROLL for (u32 c = 0; c < 4; c++) {
             z[c] = widen(four.x[c]);
@@ -43,8 +51,8 @@ DEVICE void draw_by_slices(Seen &seen, Block &b, u64 random, bool all, const u64
             sum += mass[c];
         }
     }
-    u64 of_slice;
-    before = block_prefix(b, sum, &of_slice);
+    u64 of_all;
+    before = block_prefix(b, sum, d * (of_slice / WAVE), &of_all);
     if (before < target && before + sum >= target) {
         u32 c = 0;
         UNROLL for (u32 i = 0; i < 3; i++) {
@@ -59,7 +67,7 @@ DEVICE void draw_by_slices(Seen &seen, Block &b, u64 random, bool all, const u64
             tied[BY_MASS] += ties ? unpack_mass(pack_mass((u32)mass[i], shift)) : 0;
         }
         u64 own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
-        seen.drawn = {key, logit, key_previous(key), id + c, 0, {tied[0], tied[1]}, {1, own}};
+        drawn[d] = {key, logit, key_previous(key), id + c, 0, {tied[0], tied[1]}, {1, own}};
     }
     barrier();
 }

@@ -110,10 +110,11 @@ struct Seen : State {
     float below_low;
     u32 hits;
     u64 random[TRIES + 1];  // 64 bits a draw
-    // Where in the row a draw falls: the slice, and what is left there; then the token.
-    u32 slice_drawn;
-    u64 rest;
-    Try drawn;
+    // Where in the row draws fall: the slice, and what is left there; then the tokens, and what is above each at most.
+    u32 slice_drawn[TRIES];
+    u64 rest[TRIES];
+    Try drawn[TRIES];
+    u64 most_above[2][TRIES];
     u64 refused;
 };
 

@@ -180,8 +180,8 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         }
         weigh++;
     }
-    draw_by_slices<T>(shared, row.block, shared.random[last_round(p, shared.vocab)], false, nullptr, shared.low);
-    return shared.drawn.id;
+    draw_by_slices<T>(shared, row.block, shared.random + last_round(p, shared.vocab), 1, false, nullptr, shared.low, shared.drawn);
+    return shared.drawn[0].id;
 }
 
 // The random numbers that the row wants, by the last threads.
@@ -232,26 +232,41 @@ DEVICE Next draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 ask, u32 *id) 
     if (thread_index() < shared.slices) shares[thread_index()] = share(shared, row.mine, row.mass);
     if (thread_index() == 0) shared.refused = 0;
     u32 unsure = 0, sure = INVALID_TOKEN;
-    ROLLED for (u32 round = 0; round < TRIES; round++) {
-        draw_by_slices<T>(shared, row.block, shared.random[round], true, shares, 0);
-        *id = shared.drawn.id;
-        if (is_unfiltered(p, shared.vocab)) return WRITE;
-        bool kept = uniform(shared.drawn.key > shared.least), asks = false;
+    bool tries = has_tries(p, shared.vocab);
+    ROLLED for (u32 d = 0; d < TRIES; d++) {
+        const Try &drawn = shared.drawn[d];
+        if (d == 0 || (d == 1 && ask == AT_ONCE_HERE)) {
+            // For one row alone the first is drawn alone, and the others only if it is not enough.
+            u32 draws = d ? TRIES - 1 : ask == LATER && tries ? TRIES : 1;
+            draw_by_slices<T>(shared, row.block, shared.random + d, draws, true, shares, 0, shared.drawn + d);
+            *id = drawn.id;
+            if (!tries) return WRITE;
+            ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
+                if (!is_judged(p, shared.vocab, weigh)) continue;
+                if (uniform(draws == 1))
+                    bound_tries<1>(shared, row.block, shares, weigh);
+                else
+                    bound_tries<TRIES>(shared, row.block, shares, weigh);
+            }
+            barrier();
+        }
+        *id = drawn.id;
+        bool kept = uniform(drawn.key > shared.least), asks = false;
         ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
             u64 limit = limit_of(p, shared.whole, weigh);
-            if (!kept || !is_judged(p, shared.vocab, weigh) || uniform(most_above(shared, row.block, shares, weigh) < limit)) continue;
+            if (!kept || !is_judged(p, shared.vocab, weigh) || uniform(shared.most_above[weigh][d] < limit)) continue;
             asks = true;
             if (ask == LATER) continue;
             // All of the row's blocks have come here together. One goes on.
             u32 each = (shared.slices + blocks - 1) / blocks, first = part * each, last = first + each;
-            u64 sum = sum_above<T>(shared, row.block, hits, (Weigh)weigh, first, last < shared.slices ? last : shared.slices);
+            u64 sum = sum_above<T>(shared, row.block, drawn, hits, (Weigh)weigh, first, last < shared.slices ? last : shared.slices);
             if (blocks > 1 && !is_last(shared, (Weigh)weigh, blocks, &sum)) return NOTHING;
             blocks = 1;
             part = 0;
-            kept = uniform(sum + shared.drawn.tied[weigh] < limit);
+            kept = uniform(sum + drawn.tied[weigh] < limit);
         }
         if (ask == LATER && kept && asks) {
-            if (thread_index() == 0) shared.wide->tried.unsure[unsure] = shared.drawn;
+            if (thread_index() == 0) shared.wide->tried.unsure[unsure] = drawn;
             unsure++;
             continue;
         }
@@ -260,7 +275,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 ask, u32 *id) 
             sure = *id;
             break;
         }
-        if (thread_index() == 0 && shared.drawn.key > shared.refused) shared.refused = shared.drawn.key;
+        if (thread_index() == 0 && drawn.key > shared.refused) shared.refused = drawn.key;
     }
     if (part) return NOTHING;
     if (unsure) {
