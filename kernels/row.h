@@ -199,3 +199,10 @@ DEVICE u32 find_equal(Row<T> &row, float value) {
     block_maxes<1>(row.block, &found);
     return j * SLICE + SLICE - found;
 }
+
+// The row's answer.
+DEVICE void write_token(const Shared &shared, u32 id) {
+    if (thread_index()) return;
+    *shared.id = id;
+    *shared.next_position = shared.position + 1;
+}

@@ -8,6 +8,7 @@
 // (look.h). Among those, `draw` finds the last one to keep (search.h).
 //
 // What is drawn is docs/definition.md's, bit for bit; how the kept tokens are found is not part of it, and may change.
+#include "above.h"
 #include "draw.h"
 #include "gather.h"
 #include "read.h"
@@ -137,7 +138,7 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         low = below_logit(bound);
         kept = 0;
     }
-    if (listed && draw_from_list(row, p, estimated, low, kept, &id)) return id;
+    if (listed && uniform(draw_from_list(row, p, estimated, low, kept, &id))) return id;
     barrier();
     for (;;) {
         bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !has_top_p(p)));
@@ -190,152 +191,50 @@ DEVICE void draw_random(Seen &seen, u64 position) {
     if (round <= last_round(seen.params, seen.vocab)) seen.random[round] = philox(seen.params.seed, position, round);
 }
 
-// What a block has to do for its row.
-enum Next { SEARCH, WRITE, NOTHING };
-
-// Whether a row's tries are asked for, if the slices do not tell, by its blocks at once, or in a launch of its own; and if that has been.
-enum { AT_ONCE_HERE, LATER, ASKED };
-
-// What there is to say without a search: no token, only one, any; or the first of the tries that is kept. Of a row's blocks, those that are not
-// needed, or are not the last, have nothing more to do.
+// What there is to say without a search: no token, only one, any; or the first of the tries that is kept. False if it takes a search.
 template <typename T>
-DEVICE Next draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 ask, u32 *id) {
+DEVICE bool draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 stage) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    u32 part = block_index_y();
-    *id = INVALID_TOKEN;
     bool only_one = uniform(p.flags & GREEDY || ends.most == POS_INF);
-    if (!uniform(has_token(ends)) || only_one) {
-        if (part) return NOTHING;
-        if (has_token(ends)) *id = find_equal(row, ends.most);
-        return WRITE;
+    if (only_one || !uniform(has_token(ends))) {
+        if (block_index_y() == 0) write_token(shared, has_token(ends) ? find_equal(row, ends.most) : INVALID_TOKEN);
+        return true;
     }
     // Nobody needs it at once.
     if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
-    if (!wants_mass(p, shared.vocab)) return SEARCH;
+    if (!wants_mass(p, shared.vocab)) return false;
     barrier();
     if (uniform(shared.scale.base != 0.0f)) {
-        if (part) return NOTHING;
+        if (block_index_y()) return true;
         blocks = 1;
         sum_again(row);
         row.mass = thread_index() < shared.slices ? shared.mass[thread_index()] : 0;
     }
-    if (ask == ASKED || (!has_tries(p, shared.vocab) && !is_unfiltered(p, shared.vocab))) {
+    if (stage == ASKED || (!has_tries(p, shared.vocab) && !is_unfiltered(p, shared.vocab))) {
         u64 whole = whole_of(shared, row.block, row.mine, row.mass);
         if (thread_index() == 0) shared.whole = whole;
-        return SEARCH;
+        return false;
     }
-    u16 *hits = (u16 *)shared.list.keys;
-    static_assert(CHUNK * GROUPS * 2 <= CAPACITY * 8, "room for the groups");
-    // Of the thread's slice, where masses will be.
-    u64 *shares = (u64 *)shared.list.masses;
-    if (thread_index() < shared.slices) shares[thread_index()] = share(shared, row.mine, row.mass);
-    if (thread_index() == 0) shared.refused = 0;
-    u32 unsure = 0, sure = INVALID_TOKEN;
-    bool tries = has_tries(p, shared.vocab);
-    ROLLED for (u32 d = 0; d < TRIES; d++) {
-        const Try &drawn = shared.drawn[d];
-        if (d == 0 || (d == 1 && ask == AT_ONCE_HERE)) {
-            // For one row alone the first is drawn alone, and the others only if it is not enough.
-            u32 draws = d ? TRIES - 1 : ask == LATER && tries ? TRIES : 1;
-            draw_by_slices<T>(shared, row.block, shared.random + d, draws, true, shares, 0, shared.drawn + d);
-            *id = drawn.id;
-            if (!tries) return WRITE;
-            ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
-                if (!is_judged(p, shared.vocab, weigh)) continue;
-                if (uniform(draws == 1))
-                    bound_tries<1>(shared, row.block, shares, weigh);
-                else
-                    bound_tries<TRIES>(shared, row.block, shares, weigh);
-            }
-            barrier();
-        }
-        *id = drawn.id;
-        bool kept = uniform(drawn.key > shared.least), asks = false;
-        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
-            u64 limit = limit_of(p, shared.whole, weigh);
-            if (!kept || !is_judged(p, shared.vocab, weigh) || uniform(shared.most_above[weigh][d] < limit)) continue;
-            asks = true;
-            if (ask == LATER) continue;
-            // All of the row's blocks have come here together. One goes on.
-            u32 each = (shared.slices + blocks - 1) / blocks, first = part * each, last = first + each;
-            u64 sum = sum_above<T>(shared, row.block, drawn, hits, (Weigh)weigh, first, last < shared.slices ? last : shared.slices);
-            if (blocks > 1 && !is_last(shared, (Weigh)weigh, blocks, &sum)) return NOTHING;
-            blocks = 1;
-            part = 0;
-            kept = uniform(sum + drawn.tied[weigh] < limit);
-        }
-        if (ask == LATER && kept && asks) {
-            if (thread_index() == 0) shared.wide->tried.unsure[unsure] = drawn;
-            unsure++;
-            continue;
-        }
-        if (kept && unsure == 0) return part ? NOTHING : WRITE;
-        if (kept) {
-            sure = *id;
-            break;
-        }
-        if (thread_index() == 0 && drawn.key > shared.refused) shared.refused = drawn.key;
-    }
-    if (part) return NOTHING;
-    if (unsure) {
-        if (thread_index() == 0) {
-            shared.wide->tried.whole = shared.whole;
-            shared.wide->tried.refused = shared.refused;
-            shared.wide->tried.sure = sure;
-            shared.wide->state.top = shared.top;
-            shared.wide->state.least = shared.least;
-            shared.wide->tally.tried = unsure;
-            u64 *all = (u64 *)shared.wide - (u64)block_index() * WIDE_WORDS;
-            wide_of(all, atomic_add_on_device((u32 *)&wide_of(all, 0)->tally.queued, 1))->tried.queue = block_index();
-        }
-        return NOTHING;
-    }
+    if (draw_tries(row, blocks, stage)) return true;
     // Registers were needed for other things.
     row.mine = thread_index() < shared.slices ? shared.largest[thread_index()] : NEG_INF;
     ends = {key_logit(shared.top), shared.least_slice};
     begin_to_gather(shared);
     barrier();
-    return SEARCH;
-}
-
-// After unsure tries have been asked for: the first that is kept. If none is, all that they tell is left in `refused`.
-DEVICE bool is_one_kept(const GLOBAL Wide *wide, const RowParams &p, u32 vocab, u32 *id, u64 *refused) {
-    u64 whole = wide->tried.whole, least = wide->state.least;
-    u32 tries = wide->tally.tried;
-    *refused = wide->tried.refused;
-    ROLLED for (u32 d = 0; d < tries; d++) {
-        bool kept = true;
-        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++)
-            kept = kept && (!is_judged(p, vocab, weigh) ||
-                            wide->tally.above[weigh][d] + wide->tried.unsure[d].tied[weigh] < limit_of(p, whole, weigh));
-        u64 key = wide->tried.unsure[d].key;
-        *id = key_id(key);
-        if (uniform(kept && key > least)) return true;
-        *refused = key > *refused ? key : *refused;
-    }
-    *id = wide->tried.sure;
-    return uniform(*id != INVALID_TOKEN);
+    return false;
 }
 
 template <typename T>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
-                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 blocks, u32 ask, u32 *ids) {
+                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 blocks, u32 stage, u32 *ids) {
     SHARED Shared shared;
     wait_for_last_launch();
-    u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE, id;
-    u64 refused = 0;
+    u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     if (block_index_y() && !has_tries(params[index], vocab)) return;
-    if (ask == ASKED) {
+    if (stage == ASKED) {
         GLOBAL Wide *mine = wide_of(wide, index);
-        if (!uniform(mine->tally.tried)) return;
-        if (is_one_kept(mine, params[index], vocab, &id, &refused)) {
-            if (t == 0) {
-                ids[index] = id;
-                positions[index]++;
-            }
-            return;
-        }
+        if (!uniform(mine->tally.tried) || write_asked(mine, params[index], vocab, ids + index, positions + index)) return;
     }
     Row<T> row = {&shared, {&shared.scratch, 0}, t < slices ? largest[(u64)index * slices + t] : NEG_INF,
                   t < slices ? mass[(u64)index * slices + t] : 0};
@@ -345,7 +244,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         shared.id = (GLOBAL u32 *)(ids + index);
         shared.next_position = (GLOBAL u64 *)(positions + index);
         shared.position = positions[index];
-        shared.refused = refused;
+        if (stage == ASKED) shared.refused = refused_then(wide_of(wide, index));
     }
     begin_to_gather(shared);
     bool looked = false;
@@ -357,13 +256,8 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     Ends ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
     // What nobody needs at once is left to waves that may have no slices, while others go on.
     draw_random(shared, shared.position);
-    Next next = looked ? SEARCH : draw_at_once(row, ends, blocks, ask, &id);
-    if (next == NOTHING) return;
-    if (next == SEARCH) id = draw_filtered(row, ends, after_look && uniform(shared.tally.looked));
-    if (t == 0) {
-        *shared.id = id;
-        *shared.next_position = shared.position + 1;
-    }
+    if (!looked && uniform(draw_at_once(row, ends, blocks, stage))) return;
+    write_token(shared, draw_filtered(row, ends, after_look && uniform(shared.tally.looked)));
 }
 
 // No filter that wants it, no token, or no sums yet: `draw` will see.
@@ -435,11 +329,11 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     KERNEL(BLOCK, 2)                                                                                                  \
     draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \
                 const float *largest, const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,            \
-                u32 blocks, u32 ask, u32 *ids) {                                                                      \
+                u32 blocks, u32 stage, u32 *ids) {                                                                    \
         draw_of<T>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, blocks,   \
-                   ask, ids);                                                                                         \
+                   stage, ids);                                                                                       \
     }                                                                                                                 \
-    KERNEL(READ_BLOCK, 8)                                                                                             \
+    KERNEL(READ_BLOCK, 7)                                                                                             \
     above_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,               \
                  const bf16 *groups, u64 *wide, u32 blocks) {                                                         \
         above_of<T>(logits, stride, vocab, params, largest, groups, wide, blocks);                                    \

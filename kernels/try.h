@@ -1,8 +1,8 @@
 // Tries: tokens drawn from all, each of which is kept if little enough comes before it in the order. The slices' masses often tell at once that it
 // is; otherwise it takes one look at the groups whose largest logit is above it.
 #pragma once
+#include "draw.h"
 #include "look.h"
-#include "read.h"
 
 // What may refuse a try, beside min-p: the number of tokens before it, or their mass.
 DEVICE bool is_judged(const RowParams &p, u32 vocab, u32 weigh) { return weigh == BY_COUNT ? has_top_k(p, vocab) : has_top_p(p); }
@@ -26,7 +26,9 @@ DEVICE void bound_tries(Seen &seen, Block &b, const u64 *shares, u32 weigh) {
 
 // What is above the try in the slices from `first` to before `last`.
 template <typename T>
-DEVICE u64 sum_above(Seen &seen, Block &b, const Try &drawn, u16 *hits, Weigh weigh, u32 first, u32 last) {
+DEVICE u64 sum_above(Shared &seen, Block &b, const Try &drawn, Weigh weigh, u32 first, u32 last) {
+    u16 *hits = (u16 *)seen.list.keys;
+    static_assert(CHUNK * GROUPS * 2 <= CAPACITY * 8, "room for the groups");
     u64 sum = 0;
     ROLLED for (u32 begin = first; begin < last; begin += CHUNK) {
         list_groups(seen, hits, begin, last - begin < CHUNK ? last - begin : CHUNK, drawn.key);
@@ -73,101 +75,111 @@ DEVICE bool is_last(Shared &shared, Weigh weigh, u32 blocks, u64 *sum) {
     return uniform(shared.is_last);
 }
 
-// What a wave has in shared memory while it goes from slices to groups: the groups to read, as slices of the few at hand, and these slices' largest.
-struct Reached {
-    u32 groups[AT_ONCE * GROUPS];
-    float largest[AT_ONCE];
-};
 
-// What is above `n` tries in every `step`-th slice from `j` on, added to what others find. A wave takes a few slices, and of those the groups that
-// reach the lowest of the tries.
-template <typename T, u32 n>
-DEVICE void add_above(const T *logits, u32 vocab, const float *largest, const bf16 *groups, Scale scale, u32 unit, const Try *tries, Weigh weigh,
-                      u32 j, u32 step, Reached &reached, GLOBAL u64 *above) {
-    u32 slices = (vocab + SLICE - 1) / SLICE, lane = lane_index();
-    u64 sums[n] = {}, lowest = tries[0].key;
-    UNROLL for (u32 d = 1; d < n; d++) lowest = tries[d].key < lowest ? tries[d].key : lowest;
-    ROLLED for (; j < slices; j += AT_ONCE * step) {
-        float most[AT_ONCE];
-        u32 count = 0;
-        UNROLL for (u32 q = 0; q < AT_ONCE; q++) most[q] = widen(groups[(j + q * step < slices ? j + q * step : j) * GROUPS + lane % GROUPS]);
-        if (lane < AT_ONCE && j + lane * step < slices) reached.largest[lane] = largest[j + lane * step];
-        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-            bool reaches = lane < GROUPS && j + q * step < slices && most[q] > cut_of(lowest, j + q * step).threshold;
-            u64 hits = vote(reaches);
-            if (reaches) reached.groups[count + count_bits(hits & (((u64)1 << lane) - 1))] = q * GROUPS + lane;
-            count += count_bits(hits);
-        }
-        wave_barrier();
-        // Four lanes read a group, two at a time.
-        ROLLED for (u32 first = 0; first < count; first += WAVE / 2) {
-            Four<T> four[2];
-            u32 id[2], slice[2];
-            UNROLL for (u32 q = 0; q < 2; q++) {
-                u32 i = first + q * (WAVE / 4) + lane / 4, group = reached.groups[i < count ? i : 0];
-                slice[q] = group / GROUPS;
-                id[q] = i < count ? (j + slice[q] * step) * SLICE + group % GROUPS * GROUP + lane % 4 * 4 : vocab;
+// Who asks for what is above tries that are unsure: the row's blocks, at once; or `above`, between two launches of `draw`, of which the first
+// leaves them and the second has the answers.
+enum Stage { AT_ONCE_BY_BLOCKS, TO_BE_ASKED, ASKED };
+
+// Draws from all, if there is no filter; otherwise the first try that is kept. False if none is. Of a row's blocks, those that are not needed, or not
+// the last, have nothing more to do; nor has anybody, while tries are to be asked for.
+template <typename T>
+DEVICE bool draw_tries(Row<T> &row, u32 blocks, u32 stage) {
+    Shared &shared = *row.shared;
+    const RowParams &p = shared.params;
+    u32 part = block_index_y(), t = thread_index(), unsure = 0, sure = INVALID_TOKEN;
+    bool tries = has_tries(p, shared.vocab);
+    // The thread's slice's share, where masses will be.
+    u64 *shares = (u64 *)shared.list.masses;
+    if (t < shared.slices) shares[t] = share(shared, row.mine, row.mass);
+    if (t == 0) shared.refused = 0;
+    ROLLED for (u32 d = 0; d < TRIES; d++) {
+        const Try &drawn = shared.drawn[d];
+        if (d == 0 || (d == 1 && stage == AT_ONCE_BY_BLOCKS)) {
+            // Where rows are few, the first is drawn alone, and the others only if it is not enough.
+            u32 draws = d ? TRIES - 1 : stage == TO_BE_ASKED && tries ? TRIES : 1;
+            draw_by_slices<T>(shared, row.block, shared.random + d, draws, true, shares, 0, shared.drawn + d);
+            if (!tries) {
+                write_token(shared, drawn.id);
+                return true;
             }
-            read_fours<2>(logits, vocab, id, four);
-            UNROLL for (u32 q = 0; q < 2; q++) {
-                SliceScale s = slice_scale(scale, reached.largest[slice[q]], NEGLIGIBLE);
-                Shift shift = shift_of(s, unit);
-                float threshold[n];
-                u32 found[n] = {};
-                UNROLL for (u32 d = 0; d < n; d++) threshold[d] = id[q] + 4 <= tries[d].id ? tries[d].previous : tries[d].logit;
-                UNROLL for (u32 c = 0; c < 4; c++) {
-                    float z = widen(four[q].x[c]);
-                    u32 w = weigh == BY_COUNT ? 1 : weight(s, z) >> shift.right;
-                    UNROLL for (u32 d = 0; d < n; d++) found[d] += z > threshold[d] ? w : 0;
-                }
-                UNROLL for (u32 d = 0; d < n; d++) sums[d] += weigh == BY_COUNT ? found[d] : s.some ? (u64)found[d] << shift.left : 0;
+            ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
+                if (!is_judged(p, shared.vocab, weigh)) continue;
+                if (uniform(draws == 1))
+                    bound_tries<1>(shared, row.block, shares, weigh);
+                else
+                    bound_tries<TRIES>(shared, row.block, shares, weigh);
             }
+            barrier();
         }
-        wave_barrier();
+        bool kept = uniform(drawn.key > shared.least), asks = false;
+        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
+            u64 limit = limit_of(p, shared.whole, weigh);
+            if (!kept || !is_judged(p, shared.vocab, weigh) || uniform(shared.most_above[weigh][d] < limit)) continue;
+            asks = true;
+            if (stage == TO_BE_ASKED) continue;
+            // All of the row's blocks have come here together. One goes on.
+            u32 each = (shared.slices + blocks - 1) / blocks, first = part * each, last = first + each;
+            u64 sum = sum_above<T>(shared, row.block, drawn, (Weigh)weigh, first, last < shared.slices ? last : shared.slices);
+            if (blocks > 1 && !is_last(shared, (Weigh)weigh, blocks, &sum)) return true;
+            blocks = 1;
+            part = 0;
+            kept = uniform(sum + drawn.tied[weigh] < limit);
+        }
+        if (stage == TO_BE_ASKED && kept && asks) {
+            if (t < sizeof(Try) / 8) ((GLOBAL u64 *)(shared.wide->tried.unsure + unsure))[t] = ((const u64 *)&drawn)[t];
+            unsure++;
+        } else if (kept) {
+            sure = drawn.id;
+            break;
+        } else if (t == 0 && drawn.key > shared.refused) {
+            shared.refused = drawn.key;
+        }
     }
-    UNROLL for (u32 d = 0; d < n; d++) {
-        u64 sum = wave_sum(sums[d]);
-        if (lane == 0 && sum) atomic_add_on_device((u64 *)above + d, sum);
+    if (part) return true;
+    if (unsure == 0) {
+        if (sure != INVALID_TOKEN) write_token(shared, sure);
+        return sure != INVALID_TOKEN;
     }
+    if (t == 0) {
+        GLOBAL Wide *wide = shared.wide;
+        wide->tried.whole = shared.whole;
+        wide->tried.refused = shared.refused;
+        wide->tried.sure = sure;
+        wide->state.top = shared.top;
+        wide->state.least = shared.least;
+        wide->tally.tried = unsure;
+        u64 *all = (u64 *)wide - (u64)block_index() * WIDE_WORDS;
+        wide_of(all, atomic_add_on_device((u32 *)&wide_of(all, 0)->tally.queued, 1))->tried.queue = block_index();
+    }
+    return true;
 }
 
-// Where rows are many, unsure tries are left to a launch of its own, whose blocks are as small as those of the first read and share in all such
-// rows.
-template <typename T>
-DEVICE void above_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const bf16 *groups, u64 *wide,
-                     u32 blocks) {
-    SHARED Try tries[TRIES];
-    SHARED Reached reached[SLICES_PER_BLOCK];
-    wait_for_last_launch();
-    u32 slices = (vocab + SLICE - 1) / SLICE, t = thread_index();
-    u32 rows = uniform(wide_of(wide, 0)->tally.queued);
-    if (rows == 0) return;
-    // Blocks of a row, at most as many as have something to do.
-    u32 most = (slices + SLICES_PER_BLOCK - 1) / SLICES_PER_BLOCK, parts = blocks / rows < 1 ? 1 : blocks / rows < most ? blocks / rows : most;
-    ROLLED for (u32 item = block_index(); item < rows * parts; item += blocks) {
-        u32 row = uniform(wide_of(wide, item / parts)->tried.queue);
-        GLOBAL Wide *mine = wide_of(wide, row);
-        const RowParams &p = params[row];
-        u32 count = uniform(mine->tally.tried);
-        const u32 words = sizeof(Try) / 8;
-        static_assert(TRIES * words <= READ_BLOCK, "a thread copies a word");
-        if (t < TRIES * words) ((u64 *)tries)[t] = ((const GLOBAL u64 *)mine->tried.unsure)[t < count * words ? t : t % words];
-        float top = key_logit(mine->state.top);
-        Scale scale = measured_from({0.0f, p.scale, p.inverse}, top);
-        u32 unit = slice_scale(scale, top, NEGLIGIBLE).unit;
-        const T *from = logits + row * stride;
-        u64 at = (u64)row * slices;
-        u32 j = item % parts * SLICES_PER_BLOCK + wave_index(), step = parts * SLICES_PER_BLOCK;
-        barrier();
+// After unsure tries have been asked for, writes the first that is kept. False if none is.
+DEVICE bool write_asked(const GLOBAL Wide *wide, const RowParams &p, u32 vocab, u32 *id, u64 *position) {
+    u64 whole = wide->tried.whole, least = wide->state.least;
+    u32 tries = wide->tally.tried, kept = wide->tried.sure;
+    ROLLED for (u32 d = 0; d < tries; d++) {
+        u64 key = wide->tried.unsure[d].key;
+        bool passes = key > least;
         ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
             if (!is_judged(p, vocab, weigh)) continue;
-            Reached &room = reached[wave_index()];
-            GLOBAL u64 *above = mine->tally.above[weigh];
-            if (count == 1)
-                add_above<T, 1>(from, vocab, largest + at, groups + at * GROUPS, scale, unit, tries, (Weigh)weigh, j, step, room, above);
-            else
-                add_above<T, TRIES>(from, vocab, largest + at, groups + at * GROUPS, scale, unit, tries, (Weigh)weigh, j, step, room, above);
+            passes = passes && wide->tally.above[weigh][d] + wide->tried.unsure[d].tied[weigh] < limit_of(p, whole, weigh);
         }
-        barrier();
+        if (!uniform(passes)) continue;
+        kept = key_id(key);
+        break;
     }
+    if (uniform(kept == INVALID_TOKEN)) return false;
+    if (thread_index() == 0) {
+        *id = kept;
+        *position += 1;
+    }
+    return true;
+}
+
+// The highest place that is known not to be kept then.
+DEVICE u64 refused_then(const GLOBAL Wide *wide) {
+    u64 highest = wide->tried.refused;
+    ROLLED for (u32 d = 0; d < wide->tally.tried; d++) highest = wide->tried.unsure[d].key > highest ? wide->tried.unsure[d].key : highest;
+    return highest;
 }

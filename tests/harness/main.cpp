@@ -106,7 +106,7 @@ static void sample(FILE *file, const Case &c) {
             Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, drawing, ask, ids);
         });
     };
-    draw(way == LAUNCHES ? LATER : AT_ONCE_HERE);
+    draw(way == LAUNCHES ? TO_BE_ASKED : AT_ONCE_BY_BLOCKS);
     if (way == LAUNCHES) {
         launch(7, 1, READ_BLOCK, [&] { Kernels<T>::above(first, c.stride, c.vocab, params, largest, groups, wide, 7); });
         draw(ASKED);
