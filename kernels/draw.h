@@ -3,6 +3,14 @@
 #include "read.h"
 #include "row.h"
 
+// The share of the row's mass that is the thread's slice's, where masses will be.
+template <typename T>
+DEVICE u64 *shares_of(Row<T> &row) {
+    u64 *shares = (u64 *)row.shared->list.masses;
+    if (thread_index() < row.shared->slices) shares[thread_index()] = share(*row.shared, row.mine, row.mass);
+    return shares;
+}
+
 // Draws so many tokens, with a random number each: of all, by the slices' shares of the row's mass, which is left in seen.whole; or of those above
 // `low`, by row.kept. The shares are those of a thread's slice, if a thread has no more than one; otherwise they are worked out.
 template <typename T>

@@ -3,7 +3,7 @@
 // Two launches, or three. `slices`, many blocks a row, reads the logits once (read.h). `draw` goes on from what that leaves. With a small top-k or
 // min-p it finds out which tokens can be kept, gathers them in shared memory (gather.h), and draws by inverse CDF (draw.h): one block a row.
 // With top-p, or a top-k that keeps much, it draws from all tokens first, and sums what is above the token drawn, which tells whether it is
-// kept (try.h): several blocks a row, if rows are few. Where neither will do, because k is too large for the one and too small for the other,
+// kept (try.h): several blocks a row, if rows are few; if they are many, `above` sums. The kernel that does so is called `try`. Where neither will do, because k is too large for the one and too small for the other,
 // `look` comes between: its blocks, many a row, take a sample and set two pivots (aim.h), sum what is above them and list what is between
 // (look.h). Among those, `draw` finds the last one to keep (search.h).
 //
@@ -191,8 +191,9 @@ DEVICE void draw_random(Seen &seen, u64 position) {
     if (round <= last_round(seen.params, seen.vocab)) seen.random[round] = philox(seen.params.seed, position, round);
 }
 
-// What there is to say without a search: no token, only one, any; or the first of the tries that is kept. False if it takes a search.
-template <typename T>
+// What there is to say without a search: no token, only one, any; or the first of the tries that is kept. False if it takes a search. A kernel
+// `with_tries` does for every row; the other, for launches without them, is a third of the code, which is sooner fetched.
+template <typename T, bool with_tries>
 DEVICE bool draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 stage) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
@@ -216,6 +217,12 @@ DEVICE bool draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 stage) {
         if (thread_index() == 0) shared.whole = whole;
         return false;
     }
+    if (!with_tries) {
+        u64 *shares = shares_of(row);
+        draw_by_slices<T>(shared, row.block, shared.random, 1, true, shares, 0, shared.drawn);
+        write_token(shared, shared.drawn[0].id);
+        return true;
+    }
     if (draw_tries(row, blocks, stage)) return true;
     // Registers were needed for other things.
     row.mine = thread_index() < shared.slices ? shared.largest[thread_index()] : NEG_INF;
@@ -225,14 +232,14 @@ DEVICE bool draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 stage) {
     return false;
 }
 
-template <typename T>
+template <typename T, bool with_tries>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
                     const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 blocks, u32 stage, u32 *ids) {
     SHARED Shared shared;
     wait_for_last_launch();
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
-    if (block_index_y() && !has_tries(params[index], vocab)) return;
-    if (stage == ASKED) {
+    if (with_tries && block_index_y() && !has_tries(params[index], vocab)) return;
+    if (with_tries && stage == ASKED) {
         GLOBAL Wide *mine = wide_of(wide, index);
         if (!uniform(mine->tally.tried) || write_asked(mine, params[index], vocab, ids + index, positions + index)) return;
     }
@@ -244,7 +251,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         shared.id = (GLOBAL u32 *)(ids + index);
         shared.next_position = (GLOBAL u64 *)(positions + index);
         shared.position = positions[index];
-        if (stage == ASKED) shared.refused = refused_then(wide_of(wide, index));
+        if (with_tries && stage == ASKED) shared.refused = refused_then(wide_of(wide, index));
     }
     begin_to_gather(shared);
     bool looked = false;
@@ -256,7 +263,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     Ends ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
     // What nobody needs at once is left to waves that may have no slices, while others go on.
     draw_random(shared, shared.position);
-    if (!looked && uniform(draw_at_once(row, ends, blocks, stage))) return;
+    if (!looked && uniform(draw_at_once<T, with_tries>(row, ends, blocks, stage))) return;
     write_token(shared, draw_filtered(row, ends, after_look && uniform(shared.tally.looked)));
 }
 
@@ -329,9 +336,16 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     KERNEL(BLOCK, 2)                                                                                                  \
     draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \
                 const float *largest, const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,            \
-                u32 blocks, u32 stage, u32 *ids) {                                                                    \
-        draw_of<T>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, blocks,   \
-                   stage, ids);                                                                                       \
+                u32 *ids) {                                                                                           \
+        draw_of<T, false>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, 1, \
+                          AT_ONCE_BY_BLOCKS, ids);                                                                    \
+    }                                                                                                                 \
+    KERNEL(BLOCK, 2)                                                                                                  \
+    try_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest, \
+               const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 blocks, u32 stage,            \
+               u32 *ids) {                                                                                            \
+        draw_of<T, true>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look,     \
+                         blocks, stage, ids);                                                                         \
     }                                                                                                                 \
     KERNEL(READ_BLOCK, 7)                                                                                             \
     above_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,               \

@@ -76,7 +76,7 @@ DEVICE bool is_last(Shared &shared, Weigh weigh, u32 blocks, u64 *sum) {
 }
 
 
-// Who asks for what is above tries that are unsure: the row's blocks, at once; or `above`, between two launches of `draw`, of which the first
+// Who asks for what is above tries that are unsure: the row's blocks, at once; or `above`, between two launches of `try`, of which the first
 // leaves them and the second has the answers.
 enum Stage { AT_ONCE_BY_BLOCKS, TO_BE_ASKED, ASKED };
 
@@ -88,9 +88,7 @@ DEVICE bool draw_tries(Row<T> &row, u32 blocks, u32 stage) {
     const RowParams &p = shared.params;
     u32 part = block_index_y(), t = thread_index(), unsure = 0, sure = INVALID_TOKEN;
     bool tries = has_tries(p, shared.vocab);
-    // The thread's slice's share, where masses will be.
-    u64 *shares = (u64 *)shared.list.masses;
-    if (t < shared.slices) shares[t] = share(shared, row.mine, row.mass);
+    u64 *shares = shares_of(row);
     if (t == 0) shared.refused = 0;
     ROLLED for (u32 d = 0; d < TRIES; d++) {
         const Try &drawn = shared.drawn[d];

@@ -84,6 +84,7 @@ pub(crate) struct Logits {
 pub(crate) struct Kernels {
     pub(crate) slices: &'static str,
     pub(crate) draw: &'static str,
+    pub(crate) r#try: &'static str,
     pub(crate) look: &'static str,
     pub(crate) above: &'static str,
     #[cfg(feature = "cuda")]
@@ -95,6 +96,7 @@ macro_rules! kernels {
         Kernels {
             slices: concat!("slices_", $dtype),
             draw: concat!("draw_", $dtype),
+            r#try: concat!("try_", $dtype),
             look: concat!("look_", $dtype),
             above: concat!("above_", $dtype),
             #[cfg(feature = "cuda")]

@@ -145,8 +145,8 @@ fn words(params: &[RowParams]) -> Vec<u64> {
     params.iter().flat_map(words).collect()
 }
 
-/// Three launches over 5,000 tokens (10 slices), of which the first reads the row by so many `blocks`.
-fn launches(rows: usize, blocks: usize, per_block: usize) -> [Value; 3] {
+/// Two launches over 5,000 tokens (10 slices) of 3 rows: the first reads a row by so many `blocks`, the second draws by 32 and asks for tries.
+fn launches(blocks: usize, per_block: usize) -> [Value; 2] {
     let address = |name| json!(["address", name]);
     let (logits, params) = (address("logits"), address("params"));
     let [largest, groups, mass, kept, wide] =
@@ -155,35 +155,30 @@ fn launches(rows: usize, blocks: usize, per_block: usize) -> [Value; 3] {
     [
         json!({
             "launch": "slices_bf16",
-            "grid": [rows, blocks],
+            "grid": [3, blocks],
             "threads": 128,
             "arguments": [logits, stride, vocab, params, ["u32", 0], ["u32", blocks * per_block], largest, groups, mass, wide],
         }),
         json!({
-            "launch": "look_bf16",
-            "grid": [rows, 10],
-            "threads": 512,
-            "arguments": [logits, stride, vocab, params, largest, groups, mass, kept, wide, ["u32", 10], ["u32", 1]],
-        }),
-        json!({
-            "launch": "draw_bf16",
-            "grid": [rows, 1],
+            "launch": "try_bf16",
+            "grid": [3, 32],
             "threads": 512,
             "arguments": [
-                logits, stride, vocab, params, address("positions"), largest, groups, mass, kept, wide, ["u32", 1], address("ids")
+                logits, stride, vocab, params, address("positions"), largest, groups, mass, kept, wide, ["u32", 0], ["u32", 32], ["u32", 0],
+                address("ids")
             ],
         }),
     ]
 }
 
 #[test]
-fn a_draw_is_two_uploads_and_three_launches() {
+fn a_draw_is_two_uploads_and_two_launches() {
     // Waves of a block, each with a slice: 4 of 32 lanes, 2 of 64.
     for (wave, blocks, per_block) in [(32, 3, 4), (64, 5, 2)] {
         let gpu = Recorder::new(wave);
         let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
-        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 2 bytes, 8 bytes twice; and 8,480 words.
-        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 240, 30, 30, 25_440]);
+        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 2 bytes, 8 bytes twice; and 8,544 words.
+        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 240, 30, 30, 25_632]);
         let params = params(&[7, 8, 9]);
         let logits = logits(DType::BF16, 3, 5000, 5003);
         draw(&mut rows, &gpu, &logits, &params, &[1, u64::MAX, 1 << 40]).unwrap();
@@ -191,23 +186,34 @@ fn a_draw_is_two_uploads_and_three_launches() {
             json!({ "upload": words(&params), "to": "params", "at": 0 }),
             json!({ "upload": [1, u64::MAX, 1u64 << 40], "to": "positions", "at": 0 }),
         ];
-        let wanted = [&uploads[..], &launches(3, blocks, per_block)].concat();
+        let wanted = [&uploads[..], &launches(blocks, per_block)].concat();
         assert_eq!(gpu.steps(), wanted);
     }
 }
 
+/// The kernels that draw rows of f32 logits, with their grids.
+fn kernels(vocab: usize, params: &[RowParams]) -> Vec<(String, [usize; 2])> {
+    let gpu = Recorder::new(32);
+    let mut rows = Rows::new(&gpu, params.len(), vocab).unwrap();
+    let logits = logits(DType::F32, params.len(), vocab, vocab);
+    draw(&mut rows, &gpu, &logits, params, &vec![0; params.len()]).unwrap();
+    let steps = gpu.steps();
+    let launches = steps.iter().filter(|step| step["launch"].is_string());
+    let kernel = |step: &Value| {
+        let name = step["launch"].as_str().unwrap();
+        let grid = [0, 1].map(|i| step["grid"][i].as_u64().unwrap() as usize);
+        (name.trim_end_matches("_f32").into(), grid)
+    };
+    launches.map(kernel).collect()
+}
+
 #[test]
-fn two_launches_do_where_few_tokens_can_be_kept() {
+fn what_draws_depends_on_the_parameters_and_the_vocabulary() {
     let new = SamplingParams::new;
-    let kernels = |vocab: usize, params: &[SamplingParams]| -> Vec<Value> {
-        let gpu = Recorder::new(32);
-        let mut rows = Rows::new(&gpu, params.len(), vocab).unwrap();
+    let names = |vocab: usize, params: &[SamplingParams]| -> Vec<String> {
         let params: Vec<_> = params.iter().map(|p| p.resolve().unwrap()).collect();
-        let logits = logits(DType::F32, params.len(), vocab, vocab);
-        let positions = vec![0; params.len()];
-        draw(&mut rows, &gpu, &logits, &params, &positions).unwrap();
-        let names = gpu.steps().into_iter().map(|step| step["launch"].clone());
-        names.filter(|name| name.is_string()).collect()
+        let kernels = kernels(vocab, &params).into_iter();
+        kernels.map(|(name, _)| name).collect()
     };
     let few = [
         new(),
@@ -215,32 +221,38 @@ fn two_launches_do_where_few_tokens_can_be_kept() {
         new().min_p(0.1),
         new().top_k(8).top_p(0.9),
     ];
-    assert_eq!(kernels(5000, &few), ["slices_f32", "draw_f32"]);
-    for many in [new().top_k(9), new().top_p(0.9)] {
-        let rows = [&few[..], &[many]].concat();
-        let three = ["slices_f32", "look_f32", "draw_f32"];
-        assert_eq!(kernels(5000, &rows), three);
-        assert_eq!(kernels(3584, &rows), ["slices_f32", "draw_f32"]);
+    assert_eq!(names(5000, &few), ["slices", "draw"]);
+    let (many, tried) = (new().top_k(9), new().top_p(0.9));
+    for (more, launches) in [
+        (vec![many.clone()], vec!["slices", "look", "draw"]),
+        (vec![tried.clone(); 4], vec!["slices", "try"]),
+        (
+            vec![tried.clone(); 5],
+            vec!["slices", "try", "above", "try"],
+        ),
+        (
+            [vec![many; 4], vec![tried]].concat(),
+            vec!["slices", "look", "try", "above", "try"],
+        ),
+    ] {
+        let rows = [&few[..], &more].concat();
+        assert_eq!(names(5000, &rows), launches);
+        assert_eq!(names(3584, &rows), ["slices", *launches.last().unwrap()]);
     }
 }
 
 #[test]
-fn large_batches_read_several_slices_a_wave_and_look_with_fewer_blocks() {
-    let grids = |rows: usize, wide: usize| -> Vec<Value> {
-        let gpu = Recorder::new(32);
-        let mut on_device = Rows::new(&gpu, rows, 151_936).unwrap();
-        let mut params = params(&vec![1; rows]);
-        for row in &mut params[wide..] {
-            row.greedy = true;
-        }
-        let logits = logits(DType::F32, rows, 151_936, 151_936);
-        draw(&mut on_device, &gpu, &logits, &params, &vec![0; rows]).unwrap();
-        let grids = gpu.steps().into_iter().map(|step| step["grid"].clone());
-        grids.filter(Value::is_array).collect()
+fn grids_depend_on_the_rows() {
+    let grids = |vocab: usize, rows: usize, params: SamplingParams, of_these: usize| {
+        let mut rows = vec![SamplingParams::new().temperature(0.0); rows];
+        rows[..of_these].fill(params);
+        let params: Vec<_> = rows.iter().map(|p| p.resolve().unwrap()).collect();
+        let kernels = kernels(vocab, &params).into_iter();
+        kernels.map(|(_, grid)| grid).collect::<Vec<_>>()
     };
-    let grids_of = |rows, reading, looking| [[rows, reading], [rows, looking], [rows, 1]];
-    // 297 slices are 75 blocks of 4 waves.
-    for (rows, wide, reading, looking) in [
+    // 297 slices are 75 blocks of 4 waves. Many rows are read by several slices a wave, and looked at by fewer blocks each.
+    let k = SamplingParams::new().top_k(1000);
+    for (rows, looked_at, reading, looking) in [
         (1, 1, 75, 32),
         (8, 8, 75, 16),
         (64, 64, 75, 4),
@@ -249,11 +261,26 @@ fn large_batches_read_several_slices_a_wave_and_look_with_fewer_blocks() {
         (512, 1, 38, 4),
         (5000, 5000, 4, 1),
     ] {
-        assert_eq!(
-            grids(rows, wide),
-            grids_of(rows, reading, looking).map(|grid| json!(grid))
-        );
+        let wanted = [[rows, reading], [rows, looking], [rows, 1]];
+        assert_eq!(grids(151_936, rows, k.clone(), looked_at), wanted);
     }
+    // Few rows have their tries asked for by many blocks, as many as can be counted; for many rows others do it.
+    let p = SamplingParams::new().top_p(0.9);
+    for (vocab, rows, blocks) in [
+        (151_936, 1, 32),
+        (151_936, 4, 32),
+        (1 << 20, 1, 16),
+        ((1 << 24) - 1, 1, 2),
+        (1 << 24, 1, 1),
+    ] {
+        let draw = *grids(vocab, rows, p.clone(), rows).last().unwrap();
+        assert_eq!(draw, [rows, blocks], "{vocab}");
+    }
+    for (rows, tried, asking) in [(5, 5, 375), (9, 1, 675), (64, 64, 2048)] {
+        let grids = grids(151_936, rows, p.clone(), tried);
+        assert_eq!(grids[1..], [[rows, 1], [asking, 1], [rows, 1]]);
+    }
+    assert_eq!(grids(151_936, 8, p, 4)[1..], [[8, 16]]);
 }
 
 #[test]
@@ -267,7 +294,7 @@ fn only_what_has_changed_is_uploaded() {
 
     // The kernels have advanced the positions.
     draw(&mut rows, &gpu, &logits, &before, &[5, 0, 7]).unwrap();
-    assert_eq!(gpu.steps(), launches(3, 3, 4));
+    assert_eq!(gpu.steps(), launches(3, 4));
 
     draw(&mut rows, &gpu, &logits, &after, &[6, 0, 9]).unwrap();
     let changed = [
@@ -275,7 +302,7 @@ fn only_what_has_changed_is_uploaded() {
         json!({ "upload": [0], "to": "positions", "at": 1 }),
         json!({ "upload": [9], "to": "positions", "at": 2 }),
     ];
-    assert_eq!(gpu.steps(), [&changed[..], &launches(3, 3, 4)].concat());
+    assert_eq!(gpu.steps(), [&changed[..], &launches(3, 4)].concat());
 
     // After a failure nobody knows what is there.
     gpu.broken.set(true);
@@ -287,7 +314,7 @@ fn only_what_has_changed_is_uploaded() {
         json!({ "upload": words(&after), "to": "params", "at": 0 }),
         json!({ "upload": [7, 1, 10], "to": "positions", "at": 0 }),
     ];
-    assert_eq!(gpu.steps(), [&all[..], &launches(3, 3, 4)].concat());
+    assert_eq!(gpu.steps(), [&all[..], &launches(3, 4)].concat());
 }
 
 #[test]
@@ -327,12 +354,14 @@ fn kernels_take_what_they_are_given() {
     let source = source();
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let gpu = Recorder::new(32);
-        let mut rows = Rows::new(&gpu, 1, 5000).unwrap();
-        let logits = logits(dtype, 1, 5000, 5000);
-        draw(&mut rows, &gpu, &logits, &params(&[1]), &[0]).unwrap();
+        let mut rows = Rows::new(&gpu, 9, 5000).unwrap();
+        let logits = logits(dtype, 9, 5000, 5000);
+        let mut params = params(&[1; 9]);
+        params[0] = SamplingParams::new().top_k(500).resolve().unwrap();
+        draw(&mut rows, &gpu, &logits, &params, &[0; 9]).unwrap();
         let steps = gpu.steps();
         let launches: Vec<_> = steps.iter().filter(|s| s["launch"].is_string()).collect();
-        assert_eq!(launches.len(), 3);
+        assert_eq!(launches.len(), 5);
         for launch in launches {
             let given = launch["arguments"].as_array().unwrap();
             let given: Vec<_> = given.iter().map(|x| x[0].as_str().unwrap()).collect();

@@ -47,16 +47,18 @@ const LOOKING_BLOCKS_A_ROW: usize = 32;
 /// cost little, not nothing.
 const MIXED_BLOCKS_A_ROW: usize = 16;
 const MIXED_BLOCKS: usize = 2048;
-/// Up to so many rows, the blocks that draw ask for tries at once, so many a row. Otherwise a launch does that, of so many small blocks.
-const FEW_ROWS: usize = 4;
+/// Where so few rows have tries, among so few, the blocks that draw ask for them at once, at most so many a row.
+const FEW_TRIED: usize = 4;
+const FEW_ROWS: usize = 8;
 const DRAWING_BLOCKS_A_ROW: usize = 32;
-const ASKING_BLOCKS: usize = 1024;
+/// Otherwise a launch of so many small blocks does.
+const ASKING_BLOCKS: usize = 2048;
 
-/// When blocks ask for tries of which the slices do not tell whether they are kept, as in `kernels/sample.hip`.
+/// Who asks for tries of which the slices do not tell whether they are kept: `Stage` in `kernels/try.h`.
 #[derive(Clone, Copy)]
-enum Ask {
-    AtOnce,
-    Later,
+enum Stage {
+    AtOnceByBlocks,
+    ToBeAsked,
     Asked,
 }
 
@@ -177,15 +179,18 @@ impl<G: Gpu> Rows<G> {
                 .read(gpu, logits, &self.params, false, wide)?
         };
         let looked_at = params.iter().filter(|row| wants_look(row, vocab)).count();
-        let tries = vocab > CAPACITY && params.iter().any(|row| row.tries(vocab));
-        let (mut drawing, mut ask) = (1, Ask::AtOnce);
-        if tries && rows <= FEW_ROWS {
-            drawing = DRAWING_BLOCKS_A_ROW.min(countable_blocks(vocab));
-        } else if tries {
-            ask = Ask::Later;
+        let tried = params.iter().filter(|row| row.tries(vocab)).count();
+        let (mut blocks, mut stage) = (1, Stage::AtOnceByBlocks);
+        if vocab <= CAPACITY {
+            // A row is little to read.
+        } else if tried > FEW_TRIED || tried > 0 && rows > FEW_ROWS {
+            stage = Stage::ToBeAsked;
+        } else if tried > 0 {
+            let most = DRAWING_BLOCKS_A_ROW.min(countable_blocks(vocab));
+            blocks = blocks_a_row(rows).min(most);
         }
-        let draw = |after_look: bool, ask: Ask| {
-            let arguments = [
+        let draw = |after_look: bool, stage: Stage| {
+            let of_row = [
                 address,
                 stride,
                 Argument::U32(vocab as u32),
@@ -197,16 +202,25 @@ impl<G: Gpu> Rows<G> {
                 kept,
                 wide,
                 Argument::U32(u32::from(after_look)),
-                Argument::U32(drawing as u32),
-                Argument::U32(ask as u32),
-                Argument::Address(ids),
             ];
-            // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*`.
-            unsafe { gpu.launch(kernels.draw, [rows, drawing], BLOCK, &arguments) }
+            let how = [Argument::U32(blocks as u32), Argument::U32(stage as u32)];
+            let how = if tried > 0 { &how[..] } else { &[] };
+            let arguments = [&of_row[..], how, &[Argument::Address(ids)]].concat();
+            let kernel = if tried > 0 {
+                kernels.r#try
+            } else {
+                kernels.draw
+            };
+            // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*` and `try_*`.
+            unsafe { gpu.launch(kernel, [rows, blocks], BLOCK, &arguments) }
         };
         let draw_and_ask = |after_look: bool| {
-            draw(after_look, ask)?;
-            let Ask::Later = ask else { return Ok(()) };
+            draw(after_look, stage)?;
+            let Stage::ToBeAsked = stage else {
+                return Ok(());
+            };
+            let busy = rows * slices(vocab).div_ceil((READ_BLOCK / gpu.wave()) as usize);
+            let asking = ASKING_BLOCKS.min(busy);
             let arguments = [
                 address,
                 stride,
@@ -215,11 +229,11 @@ impl<G: Gpu> Rows<G> {
                 self.summaries.largest(),
                 self.summaries.groups(),
                 wide,
-                Argument::U32(ASKING_BLOCKS as u32),
+                Argument::U32(asking as u32),
             ];
             // SAFETY: as for `draw`; the arguments are those of `above_*`.
-            unsafe { gpu.launch(kernels.above, [ASKING_BLOCKS, 1], READ_BLOCK, &arguments)? };
-            draw(after_look, Ask::Asked)
+            unsafe { gpu.launch(kernels.above, [asking, 1], READ_BLOCK, &arguments)? };
+            draw(after_look, Stage::Asked)
         };
         if looked_at == 0 {
             return draw_and_ask(false);
@@ -230,7 +244,7 @@ impl<G: Gpu> Rows<G> {
         } else {
             MIXED_BLOCKS_A_ROW.min(MIXED_BLOCKS / rows)
         };
-        let blocks = blocks_a_row(looked_at).min(most).min(slices(vocab)).max(1);
+        let looking = blocks_a_row(looked_at).min(most).min(slices(vocab)).max(1);
         let arguments = [
             address,
             stride,
@@ -241,11 +255,11 @@ impl<G: Gpu> Rows<G> {
             self.summaries.mass(),
             kept,
             wide,
-            Argument::U32(blocks as u32),
+            Argument::U32(looking as u32),
             Argument::U32(u32::from(all_rows)),
         ];
         // SAFETY: as for `draw`; the arguments are those of `look_*`.
-        unsafe { gpu.launch(kernels.look, [rows, blocks], BLOCK, &arguments)? };
+        unsafe { gpu.launch(kernels.look, [rows, looking], BLOCK, &arguments)? };
         draw_and_ask(true)
     }
 }

@@ -64,6 +64,7 @@ struct Kernels;
     struct Kernels<T> {                                 \
         static constexpr auto slices = slices_##name;   \
         static constexpr auto draw = draw_##name;       \
+        static constexpr auto try_ = try_##name;        \
         static constexpr auto look = look_##name;       \
         static constexpr auto above = above_##name;     \
         static constexpr auto softmax = softmax_##name; \
@@ -101,15 +102,23 @@ static void sample(FILE *file, const Case &c) {
         });
     }
     u32 drawing = way == BLOCKS ? 3 : 1;
-    auto draw = [&](u32 ask) {
+    auto draw = [&](u32 stage) {
         launch(c.rows, drawing, BLOCK, [&] {
-            Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, drawing, ask, ids);
+            Kernels<T>::try_(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, drawing, stage, ids);
         });
     };
-    draw(way == LAUNCHES ? TO_BE_ASKED : AT_ONCE_BY_BLOCKS);
-    if (way == LAUNCHES) {
+    bool tries = false;
+    for (u32 row = 0; row < c.rows; row++) tries = tries || has_tries(params[row], c.vocab);
+    if (!tries) {
+        launch(c.rows, 1, BLOCK, [&] {
+            Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, ids);
+        });
+    } else if (way == LAUNCHES) {
+        draw(TO_BE_ASKED);
         launch(7, 1, READ_BLOCK, [&] { Kernels<T>::above(first, c.stride, c.vocab, params, largest, groups, wide, 7); });
         draw(ASKED);
+    } else {
+        draw(AT_ONCE_BY_BLOCKS);
     }
     write(ids);
     write(positions);
