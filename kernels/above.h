@@ -21,13 +21,13 @@ DEVICE void add_above(const T *logits, u32 vocab, const float *largest, const bf
         float most[AT_ONCE];
         u32 count = 0;
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) most[q] = widen(groups[(j + q * step < slices ? j + q * step : j) * GROUPS + lane % GROUPS]);
-        if (lane < AT_ONCE && j + lane * step < slices) reached.largest[lane] = largest[j + lane * step];
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             bool reaches = lane < GROUPS && j + q * step < slices && most[q] > cut_of(lowest, j + q * step).threshold;
             u64 hits = vote(reaches);
             if (reaches) reached.groups[count + count_bits(hits & (((u64)1 << lane) - 1))] = q * GROUPS + lane;
             count += count_bits(hits);
         }
+        if (lane < AT_ONCE && j + lane * step < slices) reached.largest[lane] = largest[j + lane * step];
         wave_barrier();
         // Four lanes read a group, two at a time.
         ROLLED for (u32 first = 0; first < count; first += WAVE / 2) {
@@ -53,7 +53,7 @@ DEVICE void add_above(const T *logits, u32 vocab, const float *largest, const bf
                 UNROLL for (u32 d = 0; d < n; d++) sums[d] += weigh == BY_COUNT ? found[d] : s.some ? (u64)found[d] << shift.left : 0;
             }
         }
-        wave_barrier();
+        wave_barrier();  // the votes are one already, but do not promise it
     }
     UNROLL for (u32 d = 0; d < n; d++) {
         u64 sum = wave_sum(sums[d]);

@@ -100,10 +100,7 @@ DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 
         if (ask != KTH && uniform(kept == 0)) kept = mass_above(list, row.block, low);
         if (ask == NUCLEUS) {
             u64 limit = nucleus_limit(p.top_p, is_renormalised(p, row.shared->vocab) ? kept : row.shared->whole);
-            if (uniform(kept < limit)) {
-                if (estimated && !has_top_k(p, row.shared->vocab)) return false;
-                continue;
-            }
+            if (uniform(kept < limit)) continue;
             x = limit - 1;
         }
         if (ask == DRAWN) x = mul_hi(row.shared->random[last_round(p, row.shared->vocab)], kept);
@@ -189,15 +186,10 @@ DEVICE bool draw_by_rank(Row<T> &row, const RowParams &p, bool estimated, u32 *i
     Candidates &list = shared.list;
     Ranked &ranked = *(Ranked *)(list.keys + RANKED);
     u32 count = uniform(list.count);
-    bool by_k = has_top_k(p, shared.vocab);
-    if (estimated && by_k && uniform(count < p.top_k)) return false;
+    if (estimated && uniform(count < p.top_k)) return false;
     // Tokens are weighed by the last threads, which have the fewest to compare.
     u32 weighed = BLOCK - 1 - thread_index();
-    if (weighed < count || (estimated && !by_k)) {
-        u64 mass = weighed < count ? unpack_mass(packed_mass(shared, list.keys[weighed])) : 0;
-        if (weighed < count) ranked.masses[weighed] = mass;
-        if (estimated && !by_k && uniform(block_sum(row.block, mass) < nucleus_limit(p.top_p, shared.whole))) return false;
-    }
+    if (weighed < count) ranked.masses[weighed] = unpack_mass(packed_mass(shared, list.keys[weighed]));
     if (thread_index() < RANKED) ranked.kept[thread_index()] = 0;
     // A team has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are zeros, which are
     // before none.

@@ -460,19 +460,29 @@ fn a_missing_barrier_is_noticed() {
     let mut cases = vec![sample::<f32>("", &mixed(20_000, 0, 3), place)];
     let row = &rows(270_000, 0)[0];
     let new = SamplingParams::new;
-    let params = [new(), new().temperature(9.0).top_p(0.9), new().top_k(150)];
-    let large: Vec<_> = params.map(|p| (row.clone(), p)).into();
+    let hot = |p| new().temperature(9.0).top_p(p);
+    let half = (0..4).map(|seed| hot(0.5).seed(seed));
+    let params = [new(), hot(0.9), new().top_k(150)].into_iter().chain(half);
+    let large: Vec<_> = params.map(|p| (row.clone(), p)).collect();
     cases.push(sample::<f32>("more slices than threads", &large, place));
     let rows_of = rows(20_000, 0);
     let special = [
         (5, new()),
         (5, new().top_p(0.9)),
-        (5, new().top_k(5000)),
+        (0, new().top_k(2000).top_p(0.9)),
+        (5, new().top_k(2000)),
         (7, new().temperature(9.0).top_p(0.9).min_p(0.3)),
-        (13, new().top_k(5000)),
+        (9, new().top_k(2000).top_p(0.999_999).order(TopKTopP::Joint)),
+        (13, new().top_k(2000)),
+        (13, new().temperature(1.5).top_k(300).min_p(0.01)),
         (13, new().top_k(30).top_p(0.8).min_p(0.02)),
     ];
-    let special = special.map(|(row, params)| (rows_of[row].clone(), params));
+    // And tries: unsure ones of more rows than blocks ask for, and refused ones.
+    let tried = (0..12).map(|seed| (seed % 3, hot([0.02, 0.5, 0.9][seed / 4]).seed(seed as u64)));
+    let special = special.into_iter().chain(tried);
+    let special: Vec<_> = special
+        .map(|(row, params)| (rows_of[row].clone(), params))
+        .collect();
     cases.push(sample::<f32>(
         "far from zero, or mostly nothing",
         &special,

@@ -115,7 +115,7 @@ static void sample(FILE *file, const Case &c) {
         });
     } else if (way == LAUNCHES) {
         draw(TO_BE_ASKED);
-        launch(7, 1, READ_BLOCK, [&] { Kernels<T>::above(first, c.stride, c.vocab, params, largest, groups, wide, 7); });
+        launch(3, 1, READ_BLOCK, [&] { Kernels<T>::above(first, c.stride, c.vocab, params, largest, groups, wide, 3); });
         draw(ASKED);
     } else {
         draw(AT_ONCE_BY_BLOCKS);
