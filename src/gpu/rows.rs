@@ -23,7 +23,7 @@ pub(crate) struct Rows<G: Gpu> {
     summaries: Summaries<G>,
     /// u64, one a slice: masses above a place.
     kept: G::Memory,
-    /// What the look at a row leaves for the draw.
+    /// What the blocks of a row leave for each other.
     wide: G::Memory,
 }
 
