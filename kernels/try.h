@@ -75,7 +75,6 @@ DEVICE bool is_last(Shared &shared, Weigh weigh, u32 blocks, u64 *sum) {
     return uniform(shared.is_last);
 }
 
-
 // Who asks for what is above tries that are unsure: the row's blocks, at once; or `above`, between two launches of `try`, of which the first
 // leaves them and the second has the answers.
 enum Stage { AT_ONCE_BY_BLOCKS, TO_BE_ASKED, ASKED };
