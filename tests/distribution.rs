@@ -175,6 +175,17 @@ fn modes() -> Vec<Filter> {
             ..base
         },
         Filter {
+            temperature: 2.0,
+            p: Some(0.1505),
+            ..base
+        },
+        Filter {
+            temperature: 4.0,
+            k: Some(1501),
+            p: Some(0.2005),
+            ..joint
+        },
+        Filter {
             p: Some(0.6005),
             min_p: Some(0.02),
             ..base
