@@ -33,7 +33,8 @@ fn nothing_that_grows_is_allocated_in_steady_state() -> Result<()> {
     for (mode, params) in [
         ("all", base.clone()),
         ("top-k", base.clone().top_k(50)),
-        ("top-p", base.clone().top_p(0.9)),
+        // Low enough that the first calls search, too, which takes room of its own.
+        ("top-p", base.clone().top_p(0.5)),
         ("both", base.clone().top_k(5000).top_p(0.9)),
         ("min-p", base.min_p(0.05)),
     ] {
