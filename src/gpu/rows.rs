@@ -190,7 +190,8 @@ impl<G: Gpu> Rows<G> {
             blocks = blocks_a_row(rows).min(most);
         }
         let draw = |after_look: bool, stage: Stage| {
-            let of_row = [
+            let ids = Argument::Address(ids);
+            let mut arguments = [
                 address,
                 stride,
                 Argument::U32(vocab as u32),
@@ -202,17 +203,19 @@ impl<G: Gpu> Rows<G> {
                 kept,
                 wide,
                 Argument::U32(u32::from(after_look)),
+                Argument::U32(blocks as u32),
+                Argument::U32(stage as u32),
+                ids,
             ];
-            let how = [Argument::U32(blocks as u32), Argument::U32(stage as u32)];
-            let how = if tried > 0 { &how[..] } else { &[] };
-            let arguments = [&of_row[..], how, &[Argument::Address(ids)]].concat();
-            let kernel = if tried > 0 {
-                kernels.r#try
+            let (kernel, arguments) = if tried > 0 {
+                (kernels.r#try, &arguments[..])
             } else {
-                kernels.draw
+                // It has no use for blocks and stage.
+                arguments[11] = ids;
+                (kernels.draw, &arguments[..12])
             };
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*` and `try_*`.
-            unsafe { gpu.launch(kernel, [rows, blocks], BLOCK, &arguments) }
+            unsafe { gpu.launch(kernel, [rows, blocks], BLOCK, arguments) }
         };
         let draw_and_ask = |after_look: bool| {
             draw(after_look, stage)?;
