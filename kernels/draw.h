@@ -3,64 +3,83 @@
 #include "read.h"
 #include "row.h"
 
-// The share of the row's mass that is the thread's slice's, where masses will be.
+// What draws need of the slices, where the masses of candidates will be. Each thread has a run of slices, of one if there are no more slices than
+// threads; shares and largest logits are there only then.
+struct Slices {
+    u64 before[BLOCK];  // the sum of the runs before the thread's
+    u64 shares[BLOCK];  // of the row's mass
+    float largest[BLOCK];
+};
+static_assert(sizeof(Slices) <= CAPACITY * 4, "room where masses will be");
+
+DEVICE Slices &slices_of(Shared &shared) { return *(Slices *)shared.list.masses; }
+
+// Sums the slices: all of their mass, or the part that is kept (row.kept). Has a barrier at the end.
 template <typename T>
-DEVICE u64 *shares_of(Row<T> &row) {
-    u64 *shares = (u64 *)row.shared->list.masses;
-    if (thread_index() < row.shared->slices) shares[thread_index()] = share(*row.shared, row.mine, row.mass);
-    return shares;
+DEVICE u64 sum_slices(Row<T> &row, bool all) {
+    Shared &shared = *row.shared;
+    Slices &slices = slices_of(shared);
+    u32 t = opaque(thread_index()), run = (shared.slices + BLOCK - 1) / BLOCK;
+    u64 sum = 0, total;
+    if (all && run == 1) {
+        if (t < shared.slices) sum = share(shared, row.mine, row.mass);
+        slices.shares[t] = sum;
+        slices.largest[t] = row.mine;
+    } else {
+        u32 last = (t + 1) * run < shared.slices ? (t + 1) * run : shared.slices;
+        ROLLED for (u32 j = t * run; j < last; j++) sum += all ? share_of(shared, j) : shared.kept[j];
+    }
+    slices.before[t] = block_prefix(row.block, sum, &total);
+    if (all && t == 0) shared.whole = total;
+    barrier();
+    return total;
 }
 
-// Draws so many tokens, with a random number each: of all, by the slices' shares of the row's mass, which is left in seen.whole; or of those above
-// `low`, by row.kept. The shares are those of a thread's slice, if a thread has no more than one; otherwise they are worked out.
+// So many threads draw a token, of whose slice each has four.
+#define DRAWING (SLICE / 4)
+#define DRAWING_WAVES (DRAWING / WAVE)
+
+// Draws so many tokens, with a random number each: of all, or of those above `low`. `total` is what sum_slices has found. Has a barrier at the end.
 template <typename T>
-DEVICE void draw_by_slices(Seen &seen, Block &b, const u64 *random, u32 draws, bool all, const u64 *shares, u64 low, Try *drawn) {
-    // Each thread sums a run of slices; the thread whose run holds r walks it.
-    u32 run = (seen.slices + BLOCK - 1) / BLOCK, first = thread_index() * run;
-    u32 last = first + run < seen.slices ? first + run : seen.slices;
-    u64 sum = 0, total;
-    ROLLED for (u32 j = first; j < last; j++) sum += !all ? seen.kept[j] : run == 1 ? shares[j] : share_of(seen, j);
-    u64 before = block_prefix(b, sum, &total);
-    if (all && thread_index() == 0) seen.whole = total;
-    ROLLED for (u32 d = 0; d < draws; d++) {
-        u64 rest = mul_hi(random[d], total) - before;
-        // Where the sum is not there yet, or was before, the rest is not less.
-        if (rest >= sum) continue;
-        u32 j = first;
-        ROLLED for (; run > 1; j++) {
-            u64 mass = all ? share_of(seen, j) : seen.kept[j];
-            if (rest < mass) break;
-            rest -= mass;
-        }
-        seen.slice_drawn[d] = j;
-        seen.rest[d] = rest;
-    }
-    barrier();
-    // So many threads have a slice, four tokens each: the first at which the running sum, of all weights in the slice's unit or of the masses of
-    // the tokens above `low`, reaches the target.
-    const u32 of_slice = SLICE / 4;
-    static_assert(TRIES * of_slice <= BLOCK && of_slice % WAVE == 0, "waves for every draw");
-    u32 d = thread_index() / of_slice, id = 0;
+DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws, u64 total, bool all, u64 low, Try *drawn) {
+    const u64 *begins = slices_of(seen).before;
+    u64 *sums = next_words(b);
+    static_assert(TRIES * DRAWING <= BLOCK && WAVES <= WAVE, "threads for each draw, a lane for each wave");
+    u32 t = opaque(thread_index()), lane = t % WAVE, d = t / DRAWING, run = (seen.slices + BLOCK - 1) / BLOCK, first = 0;
     Shift shift = {0, 0};
     float z[4] = {};
-    u64 mass[4] = {}, target = 0;
-    sum = 0;
+    u64 mass[4] = {}, sum = 0, target = 0, before = 0;
     if (uniform(d < draws)) {
-        u32 j = seen.slice_drawn[d];
+        u64 rest = mul_hi(random[d], total);
+        // The last run that does not begin later, first one in so many.
+        u32 at = highest_bit(vote(begins[lane * WAVES] <= rest)) * WAVES;
+        at += highest_bit(vote(lane < WAVES && begins[at + lane % WAVES] <= rest));
+        rest -= begins[at];
+        u32 j = at * run;
+        ROLLED for (; run > 1; j++) {
+            u64 mass = all ? share_of(seen, j) : seen.kept[j];
+            if (uniform(rest < mass)) break;
+            rest -= mass;
+        }
+        first = j * SLICE + t % DRAWING * 4;
+        Four<T> four = read_four((const T *)seen.logits, seen.vocab, first);
         SliceScale s = scale_of(seen, j);
         shift = shift_of(s, seen.unit);
-        target = all ? first_above(s, seen.rest[d], seen.unit) : seen.rest[d] + 1;
-        id = j * SLICE + thread_index() % of_slice * 4;
-        Four<T> four = read_four((const T *)seen.logits, seen.vocab, id);
+        // The running sum, of all weights in the slice's unit or of the masses of the tokens above `low`, is to reach this.
+        target = all ? first_above(s, rest, seen.unit) : rest + 1;
         UNROLL for (u32 c = 0; c < 4; c++) {
             z[c] = widen(four.x[c]);
             u32 w = weight(s, z[c]);
-            mass[c] = all ? w : key_of(z[c], id + c) > low ? unpack_mass(pack_mass(w, shift)) : 0;
+            mass[c] = all ? w : key_of(z[c], first + c) > low ? unpack_mass(pack_mass(w, shift)) : 0;
             sum += mass[c];
         }
+        before = wave_prefix(sum);
+        if (lane == WAVE - 1) sums[t / WAVE] = before;
+        before -= sum;
     }
-    u64 of_all;
-    before = block_prefix(b, sum, d * (of_slice / WAVE), &of_all);
+    barrier();
+    u32 wave = t / WAVE;
+    UNROLL for (u32 i = 1; i < DRAWING_WAVES; i++) before += wave % DRAWING_WAVES >= i ? sums[wave - i] : 0;
     if (before < target && before + sum >= target) {
         u32 c = 0;
         UNROLL for (u32 i = 0; i < 3; i++) {
@@ -68,16 +87,26 @@ DEVICE void draw_by_slices(Seen &seen, Block &b, const u64 *random, u32 draws, b
             c += before < target;
         }
         float logit = c == 0 ? z[0] : c == 1 ? z[1] : c == 2 ? z[2] : z[3];
-        u64 key = key_of(logit, id + c), tied[2] = {0, 0};
+        u64 key = key_of(logit, first + c), tied[2] = {0, 0};
         UNROLL for (u32 i = 0; i < 3; i++) {
             bool ties = i < c && z[i] == logit;
             tied[BY_COUNT] += ties;
             tied[BY_MASS] += ties ? unpack_mass(pack_mass((u32)mass[i], shift)) : 0;
         }
         u64 own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
-        drawn[d] = {key, logit, key_previous(key), id + c, 0, {tied[0], tied[1]}, {1, own}};
+        drawn[d] = {key, logit, key_previous(key), first + c, 0, {tied[0], tied[1]}, {1, own}};
     }
     barrier();
+}
+
+// Draws one token, of all or of those above `low`.
+template <typename T>
+DEVICE u32 draw_one(Row<T> &row, bool all, u64 low) {
+    Shared &shared = *row.shared;
+    u64 total = sum_slices(row, all);
+    const u64 *random = shared.random + last_round(shared.params, shared.vocab);
+    draw_by_slices<T>(shared, row.block, random, 1, total, all, low, shared.tried.drawn);
+    return shared.tried.drawn[0].id;
 }
 
 // The questions in turn, to a list of all tokens above `low`, those that can be kept among them: which is the k-th, which the last of the

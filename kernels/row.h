@@ -26,6 +26,7 @@ struct State {
     u32 weigh;  // what is sought; neither, if nothing
     u32 looks;  // that have not told it
     u32 known;
+    float least_slice;  // the smallest of the slices' largest logits, less those that are -inf
 };
 
 // A token drawn from all. Of the four that are read with it, those before it that tie with it are counted and weighed here, so that all tokens of a
@@ -37,13 +38,13 @@ struct Try {
     u64 tied[2], own[2];  // count and mass: of those, and of the token itself
 };
 
-// Tries of which the slices' masses do not say whether they are kept, and the one after them, which is.
+// A row's tries, and what is to be asked: a bit for each sum of which the slices do not tell whether it is too much, the count and the mass above each.
 struct Tried {
-    Try unsure[TRIES];
-    u64 whole;    // the row's mass
-    u64 refused;  // neither the token at this place is kept nor any below
-    u32 sure;
-    u32 queue;  // not this row's: one of those of which some are unsure
+    Try drawn[TRIES];
+    u32 words;
+    u32 kept;  // the first try without a doubt; TRIES if there is none
+    u32 queue;  // not this row's: one of those of which something is to be asked
+    u32 unused;
 };
 
 // What blocks of a row find together. A look from pivots: how many tokens are above the low one (above the high one, in the upper half), their
@@ -54,11 +55,12 @@ struct Tally {
     u64 above[2][TRIES];
     u32 listed;
     u32 looked;  // whether the row has been
-    u32 tried;   // how many tries are unsure
-    u32 queued;  // in that of the first row: of how many rows some are
+    u32 queued;  // in that of the first row: of how many rows something is to be asked
+    u32 unused;
 };
 
 #define STATE_WORDS (sizeof(State) / 8)
+#define TRIED_WORDS (sizeof(Tried) / 8)
 #define TALLY_WORDS (sizeof(Tally) / 8)
 static_assert(TALLY_WORDS <= WAVE && STATE_WORDS + TALLY_WORDS <= BLOCK, "a thread copies a word");
 
@@ -101,7 +103,6 @@ struct Seen : State {
     GLOBAL u64 *kept;             // of each slice, above a place
     GLOBAL Wide *wide;
     RowParams params;
-    float least_slice;  // the smallest of `largest`, less those that are -inf
     Scratch scratch;
     Division division;
     Outside outside;
@@ -109,13 +110,10 @@ struct Seen : State {
     u32 count_below[2];
     float below_low;
     u32 hits;
+    Tried tried;
     u64 random[TRIES + 1];  // 64 bits a draw
-    // Where in the row draws fall: the slice, and what is left there; then the tokens, and what is above each at most.
-    u32 slice_drawn[TRIES];
-    u64 rest[TRIES];
-    Try drawn[TRIES];
-    u64 most_above[2][TRIES];
-    u64 refused;
+    bool searches;  // what the last of the row's blocks has found out: no try is kept
+    u64 refused;    // then, no token at this place or below is kept
 };
 
 // For the block that draws from it.
@@ -126,8 +124,6 @@ struct Shared : Seen {
     Candidates list;
     u32 slice_count;
     float bound;
-    bool is_last;  // of the row's blocks
-    u64 above_try;
 };
 
 // What a thread holds of it; the rest is in shared memory, because registers are short.

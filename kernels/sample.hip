@@ -4,16 +4,15 @@
 //
 // - A small top-k, or min-p: `draw`, one block a row, finds out which tokens can be kept, gathers them in shared memory (gather.h), and draws by
 //   inverse CDF (draw.h). Rows without a filter and greedy ones are its work, too.
-// - Top-p, or a top-k that keeps much: `try` draws from all tokens, and asks of each token drawn whether it is kept, which is one sum over
-//   what is above it (try.h). Where rows are few, several blocks of `try` take that sum; where they are many, it is left to `above` (above.h), and
-//   `try` comes again. Where no try is kept, it searches (search.h).
+// - Top-p, or a top-k that keeps much: `try` draws from all tokens, and asks of each token drawn whether it is kept, which is one sum over what is
+//   above it (try.h). Blocks share in that: of those that draw, where rows are few; where they are many, `try` is launched again to ask for those
+//   rows of which the slices do not tell. Where no try is kept, one of them searches (search.h).
 // - A top-k that is too large for the one and too small for the other: `look` comes before the draw. Its blocks, many a row, take a sample and set
 //   two pivots (aim.h), sum what is above them and list what is between (look.h). Among those, the last one to keep is found (search.h).
 //
 // In a batch whose rows go different ways, `try` does what `draw` does, and blocks leave what is not theirs.
 //
 // What is drawn is docs/definition.md's, bit for bit; how the kept tokens are found is not part of it, and may change.
-#include "above.h"
 #include "draw.h"
 #include "gather.h"
 #include "read.h"
@@ -37,9 +36,9 @@ DEVICE bool wants_look(const RowParams &p, u32 vocab) {
 
 // The block's copy of where the row is, and of its parameters.
 template <typename T>
-DEVICE void place_row(Seen &seen, const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,
+DEVICE void place_row(Seen &seen, u32 row, const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,
                       const bf16 *groups, u64 *mass, u64 *kept, u64 *wide) {
-    u32 row = block_index(), slices = (vocab + SLICE - 1) / SLICE, t = thread_index();
+    u32 slices = (vocab + SLICE - 1) / SLICE, t = thread_index();
     if (t == 0) {
         seen.logits = (const GLOBAL T *)(logits + row * stride);
         seen.vocab = vocab;
@@ -186,8 +185,7 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         }
         weigh++;
     }
-    draw_by_slices<T>(shared, row.block, shared.random + last_round(p, shared.vocab), 1, false, nullptr, shared.low, shared.drawn);
-    return shared.drawn[0].id;
+    return draw_one(row, false, shared.low);
 }
 
 // The random numbers that the row wants, by the last threads.
@@ -196,15 +194,32 @@ DEVICE void draw_random(Seen &seen, u64 position) {
     if (round <= last_round(seen.params, seen.vocab)) seen.random[round] = philox(seen.params.seed, position, round);
 }
 
+// Before a search: what is known of where it ends. Has barriers.
+template <typename T>
+DEVICE void begin_after_tries(Row<T> &row, Ends &ends) {
+    Shared &shared = *row.shared;
+    if (thread_index() == 0) {
+        u64 highest = 0;
+        ROLLED for (u32 d = 0; d < TRIES; d++) highest = shared.tried.drawn[d].key > highest ? shared.tried.drawn[d].key : highest;
+        shared.refused = highest;
+    }
+    // Registers were needed for other things.
+    row.mine = thread_index() < shared.slices ? shared.largest[thread_index()] : NEG_INF;
+    ends = {key_logit(shared.top), shared.least_slice};
+    barrier();
+    begin_to_gather(shared);
+    barrier();
+}
+
 // What there is to say without a search: no token, only one, any; or the first of the tries that is kept. False if it takes a search. A kernel
-// `with_tries` does for every row; one without is shorter, and 0.3 us faster.
+// `with_tries` does for every row; one without is shorter, and 0.3 us faster. Of a row that several blocks draw from, this is a part.
 template <typename T, bool with_tries>
-DEVICE bool draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 stage) {
+DEVICE bool draw_at_once(Row<T> &row, Ends &ends, u32 part, u32 parts, u32 stage) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     bool only_one = uniform(p.flags & GREEDY || ends.most == POS_INF);
     if (only_one || !uniform(has_token(ends))) {
-        if (block_index_y() == 0) write_token(shared, has_token(ends) ? find_equal(row, ends.most) : INVALID_TOKEN);
+        if (part == 0) write_token(shared, has_token(ends) ? find_equal(row, ends.most) : INVALID_TOKEN);
         return true;
     }
     // Nobody needs it at once.
@@ -212,64 +227,76 @@ DEVICE bool draw_at_once(Row<T> &row, Ends &ends, u32 blocks, u32 stage) {
     if (!wants_mass(p, shared.vocab)) return false;
     barrier();
     if (uniform(shared.scale.base != 0.0f)) {
-        if (block_index_y()) return true;
-        blocks = 1;
+        if (part) return true;
+        parts = 1;
         sum_again(row);
         row.mass = thread_index() < shared.slices ? shared.mass[thread_index()] : 0;
     }
-    if (stage == ASKED || (!has_tries(p, shared.vocab) && !is_unfiltered(p, shared.vocab))) {
+    bool tries = has_tries(p, shared.vocab);
+    if (!tries && !is_unfiltered(p, shared.vocab)) {
         u64 whole = whole_of(shared, row.block, row.mine, row.mass);
         if (thread_index() == 0) shared.whole = whole;
         return false;
     }
-    if (!with_tries) {
-        u64 *shares = shares_of(row);
-        draw_by_slices<T>(shared, row.block, shared.random, 1, true, shares, 0, shared.drawn);
-        write_token(shared, shared.drawn[0].id);
+    if (!with_tries || !tries) {
+        write_token(shared, draw_one(row, true, 0));
         return true;
     }
-    if (draw_tries(row, blocks, stage)) return true;
-    // Registers were needed for other things.
-    row.mine = thread_index() < shared.slices ? shared.largest[thread_index()] : NEG_INF;
-    ends = {key_logit(shared.top), shared.least_slice};
-    begin_to_gather(shared);
-    barrier();
+    if (draw_tries(row, part, parts, stage)) return true;
+    begin_after_tries(row, ends);
     return false;
 }
 
 template <typename T, bool with_tries>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
-                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 blocks, u32 stage, u32 *ids) {
+                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage, u32 *ids) {
     SHARED Shared shared;
     wait_for_last_launch();
-    u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
-    if (with_tries && block_index_y() && !has_tries(params[index], vocab)) return;
-    if (with_tries && stage == ASKED) {
-        GLOBAL Wide *mine = wide_of(wide, index);
-        if (!uniform(mine->tally.tried) || write_asked(mine, params[index], vocab, ids + index, positions + index)) return;
+    u32 index = block_index(), part = block_index_y(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
+    bool asks = with_tries && stage == ASKED;
+    if (asks) {
+        u32 queued = uniform(wide_of(wide, 0)->tally.queued);
+        if (queued == 0) return;
+        parts = parts_of_row(vocab, slices, parts / queued);
+        part = index / queued;
+        if (part >= parts) return;
+        index = uniform(wide_of(wide, index % queued)->tried.queue);
+    } else if (with_tries && part && !has_tries(params[index], vocab)) {
+        return;
     }
-    Row<T> row = {&shared, {&shared.scratch, 0}, t < slices ? largest[(u64)index * slices + t] : NEG_INF,
-                  t < slices ? mass[(u64)index * slices + t] : 0};
-    place_row(shared, logits, stride, vocab, params, largest, groups, mass, kept, wide);
-    if (after_look && t < STATE_WORDS + TALLY_WORDS) ((u64 *)(State *)&shared)[t] = ((const GLOBAL u64 *)wide_of(wide, index))[t];
+    Row<T> row = {&shared, {&shared.scratch, 0}, NEG_INF, 0};
+    if (!asks && t < slices) {
+        row.mine = largest[(u64)index * slices + t];
+        row.mass = mass[(u64)index * slices + t];
+    }
+    place_row(shared, index, logits, stride, vocab, params, largest, groups, mass, kept, wide);
+    GLOBAL Wide *mine = wide_of(wide, index);
+    if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u64 *)(State *)&shared)[t] = ((const GLOBAL u64 *)mine)[t];
+    if (asks && t < TRIED_WORDS) ((u64 *)&shared.tried)[t] = ((const GLOBAL u64 *)&mine->tried)[t];
     if (t == BLOCK - 1) {
         shared.id = (GLOBAL u32 *)(ids + index);
         shared.next_position = (GLOBAL u64 *)(positions + index);
         shared.position = positions[index];
-        if (with_tries && stage == ASKED) shared.refused = refused_then(wide_of(wide, index));
     }
     begin_to_gather(shared);
     bool looked = false;
-    if (after_look) {
+    if (after_look || asks) {
         barrier();
-        looked = uniform(shared.tally.looked);
+        looked = !asks && uniform(shared.tally.looked);
     }
-    // Has a barrier, too.
-    Ends ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
-    // What nobody needs at once is left to waves that may have no slices, while others go on.
-    draw_random(shared, shared.position);
-    if (!looked && uniform(draw_at_once<T, with_tries>(row, ends, blocks, stage))) return;
-    write_token(shared, draw_filtered(row, ends, after_look && uniform(shared.tally.looked)));
+    Ends ends;
+    if (asks) {
+        draw_random(shared, shared.position);
+        if (draw_asked(row, part, parts)) return;
+        begin_after_tries(row, ends);
+    } else {
+        // Has a barrier, too.
+        ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
+        // What nobody needs at once is left to waves that may have no slices, while others go on.
+        draw_random(shared, shared.position);
+        if (!looked && uniform(draw_at_once<T, with_tries>(row, ends, part, parts, stage))) return;
+    }
+    write_token(shared, draw_filtered(row, ends, looked));
 }
 
 // No filter that wants it, no token, or no sums yet: `draw` will see.
@@ -297,7 +324,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     u32 step = sample_step(vocab);
     Four<T> sample[SAMPLE_AT_ONCE];
     read_sample<SAMPLE_AT_ONCE>(sample, logits + index * stride, vocab, sample_first(logits + index * stride, step), sample_stride(step));
-    place_row(seen, logits, stride, vocab, params, largest, groups, mass, kept, wide);
+    place_row(seen, index, logits, stride, vocab, params, largest, groups, mass, kept, wide);
     // The sample's bins.
     ROLLED for (u32 i = opaque(t); i < SAMPLE_BINS; i += BLOCK) room[i] = 0;
     Ends ends = ends_of(my_largest, largest + (u64)index * slices, slices, block);
@@ -343,19 +370,14 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
                 const float *largest, const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,            \
                 u32 *ids) {                                                                                           \
         draw_of<T, false>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, 1, \
-                          AT_ONCE_BY_BLOCKS, ids);                                                                    \
+                          BY_ITS_BLOCKS, ids);                                                                        \
     }                                                                                                                 \
     KERNEL(BLOCK, 2)                                                                                                  \
     try_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest, \
-               const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 blocks, u32 stage,            \
+               const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage,             \
                u32 *ids) {                                                                                            \
         draw_of<T, true>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look,     \
-                         blocks, stage, ids);                                                                         \
-    }                                                                                                                 \
-    KERNEL(READ_BLOCK, 7)                                                                                             \
-    above_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,               \
-                 const bf16 *groups, u64 *wide, u32 blocks) {                                                         \
-        above_of<T>(logits, stride, vocab, params, largest, groups, wide, blocks);                                    \
+                         parts, stage, ids);                                                                          \
     }
 
 SAMPLE_KERNELS(f32, float)

@@ -2,181 +2,254 @@
 // is; otherwise it takes one look at the groups whose largest logit is above it.
 #pragma once
 #include "draw.h"
-#include "look.h"
 
-// What may refuse a try, beside min-p: the number of tokens before it, or their mass.
-DEVICE bool is_judged(const RowParams &p, u32 vocab, u32 weigh) { return weigh == BY_COUNT ? has_top_k(p, vocab) : has_top_p(p); }
+// What may refuse a try, beside min-p, is the number of tokens before it, or their mass: two words a try.
+#define WORDS (2 * TRIES)
+#define EACH_TRY ((1u << TRIES) - 1)
 
-// What is above a token that is kept is less than this.
+// What is above a token that is kept is less than this. Asked by lanes of a wave, each for its own.
 DEVICE u64 limit_of(const RowParams &p, u64 whole, u32 weigh) { return weigh == BY_COUNT ? p.top_k : nucleus_limit(p.top_p, whole); }
+DEVICE bool is_judged(const RowParams &p, u32 vocab, u32 weigh) { return weigh == BY_COUNT ? p.top_k < vocab : p.top_p != 0; }
 
-// For each of `n` tries, what the slices hold that reach above it, but the try itself: no more is above it.
-template <u32 n>
-DEVICE void bound_tries(Seen &seen, Block &b, const u64 *shares, u32 weigh) {
-    u64 sums[n] = {};
-    ROLLED for (u32 j = thread_index(); j < seen.slices; j += BLOCK) {
-        u64 all = weigh == BY_COUNT ? SLICE : seen.slices <= BLOCK ? shares[j] : share_of(seen, j);
-        float largest = seen.largest[j];
-        UNROLL for (u32 d = 0; d < n; d++) sums[d] += largest > cut_of(seen.drawn[d].key, j).threshold ? all : 0;
-    }
-    block_sums<n>(b, sums);
-    if (thread_index() == 0)
-        UNROLL for (u32 d = 0; d < n; d++) seen.most_above[weigh][d] = sums[d] - seen.drawn[d].own[weigh];
+// What a wave has in shared memory while it goes from slices to groups: the groups to read, as slices of the few at hand, and how these weigh.
+struct Reached {
+    struct alignas(16) {
+        float floor;
+        u32 unit;
+        Shift shift;
+    } units[AT_ONCE];
+    u32 groups[AT_ONCE * GROUPS];
+};
+
+// What the waves of a block have found: at first what the slices hold that reach above each try, then what is above those that are asked for.
+struct Sums {
+    u64 bounds[WORDS][DRAWING_WAVES];
+    u64 above[WAVES][WORDS];
+    Reached reached[WAVES];
+};
+static_assert(sizeof(Sums) <= CAPACITY * 8, "room where keys will be");
+
+DEVICE Sums &sums_of(Shared &shared) { return *(Sums *)shared.list.keys; }
+
+// A bit for each word of which `over` says that what is above the try is too much, or may be; and for each try that min-p refuses.
+struct Doubts {
+    u32 words, low;
+};
+
+// The first of the tries without a doubt; TRIES if there is none.
+DEVICE u32 first_kept(Doubts doubts) { return lowest_bit((u64)(~(doubts.words | doubts.words >> TRIES | doubts.low) & EACH_TRY) | 1u << TRIES); }
+
+DEVICE Doubts doubts_of(const Shared &shared, u64 above, u32 asked) {
+    u32 lane = opaque(thread_index()) % WAVE, weigh = lane / TRIES % 2, d = lane % TRIES;
+    bool over = asked >> lane % 32 & 1 && lane < WORDS && above >= limit_of(shared.params, shared.whole, weigh);
+    return {(u32)vote(over), (u32)vote(lane < TRIES && shared.tried.drawn[d].key <= shared.least)};
 }
 
-// What is above the try in the slices from `first` to before `last`.
-template <typename T>
-DEVICE u64 sum_above(Shared &seen, Block &b, const Try &drawn, Weigh weigh, u32 first, u32 last) {
-    u16 *hits = (u16 *)seen.list.keys;
-    static_assert(CHUNK * GROUPS * 2 <= CAPACITY * 8, "room for the groups");
-    u64 sum = 0;
-    ROLLED for (u32 begin = first; begin < last; begin += CHUNK) {
-        list_groups(seen, hits, begin, last - begin < CHUNK ? last - begin : CHUNK, drawn.key);
-        u32 count = uniform(seen.hits);
-        ROLLED for (u32 start = wave_index() * WAVE; start < count; start += BLOCK) {
-            u32 i = start + opaque(thread_index()) % WAVE;
-            if (i >= count) continue;
-            Hit hit = hit_of(hits, begin, true, i);
-            SliceScale s = scale_of(seen, hit.j);
-            Shift shift = shift_of(s, seen.unit);
-            u32 found = 0;
-            ROLLED for (u32 start = 0; start < GROUP; start += 4 * FOURS_AT_ONCE) {
-                Four<T> four[FOURS_AT_ONCE];
-                u32 ids[FOURS_AT_ONCE];
-                UNROLL for (u32 q = 0; q < FOURS_AT_ONCE; q++) ids[q] = id_of(hit.id, hit.apart, start + 4 * q);
-                read_fours<FOURS_AT_ONCE>((const T *)seen.logits, seen.vocab, ids, four);
-                UNROLL for (u32 q = 0; q < FOURS_AT_ONCE; q++) {
-                    float threshold = ids[q] + 4 <= drawn.id ? drawn.previous : drawn.logit;
-                    UNROLL for (u32 c = 0; c < 4; c++) {
-                        float z = widen(four[q].x[c]);
-                        u32 w = weigh == BY_COUNT ? 1 : weight(s, z) >> shift.right;
-                        found += z > threshold ? w : 0;
-                    }
-                }
-            }
-            sum += weigh == BY_COUNT ? found : s.some ? (u64)found << shift.left : 0;
+// What the slices tell of the tries: they hold what is above one, and the try itself, in those slices that reach above it. Has a barrier.
+DEVICE Doubts bound_tries(Shared &shared) {
+    const RowParams &p = shared.params;
+    const Slices &slices = slices_of(shared);
+    Sums &sums = sums_of(shared);
+    u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, d = wave / DRAWING_WAVES, part = wave % DRAWING_WAVES, count = 0;
+    const Try &drawn = shared.tried.drawn[d];
+    float logit = drawn.logit, previous = drawn.previous;
+    u32 id = drawn.id;
+    u64 mass = 0;
+    if (uniform(shared.slices <= BLOCK)) {
+        ROLLED for (u32 j = t % DRAWING; j < shared.slices; j += DRAWING) {
+            bool above = slices.largest[j] > (id > j * SLICE ? previous : logit);
+            mass += above ? slices.shares[j] : 0;
+            count += above;
         }
-        barrier();
+    } else {
+        ROLLED for (u32 j = t % DRAWING; j < shared.slices; j += DRAWING) {
+            bool above = shared.largest[j] > (id > j * SLICE ? previous : logit);
+            mass += above ? share_of(shared, j) : 0;
+            count += above;
+        }
     }
-    return block_sum(b, sum);
-}
-
-// Adds what this block has found above a try to what the row's others have, of whom nobody waits for another: what is found last knows all. A
-// mass is below 2^39, so what a row's tokens weigh leaves the highest bits for the number of blocks.
-DEVICE bool is_last(Shared &shared, Weigh weigh, u32 blocks, u64 *sum) {
-    if (thread_index() == 0) {
-        u32 bits = 40 + highest_bit(shared.vocab);
-        u64 before = atomic_add_on_device((u64 *)&shared.wide->tally.above[weigh][0], *sum | (u64)1 << bits);
-        shared.is_last = before >> bits == blocks - 1;
-        shared.above_try = (before & (((u64)1 << bits) - 1)) + *sum;
+    if (has_top_p(p)) mass = wave_sum(mass);
+    if (has_top_k(p, shared.vocab)) count = wave_sum(count);
+    if (lane == 0) {
+        sums.bounds[BY_COUNT * TRIES + d][part] = (u64)count * SLICE;
+        sums.bounds[BY_MASS * TRIES + d][part] = mass;
     }
     barrier();
-    *sum = shared.above_try;
-    return uniform(shared.is_last);
+    // Each wave sees for itself.
+    u32 weigh = lane / TRIES % 2, mine = lane % WORDS;
+    u64 above = 0;
+    UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) above += sums.bounds[mine][i];
+    above -= shared.tried.drawn[mine % TRIES].own[weigh];
+    u32 judged = (u32)vote(lane < WORDS && is_judged(p, shared.vocab, weigh));
+    return doubts_of(shared, above, judged);
 }
 
-// Who asks for what is above tries that are unsure: the row's blocks, at once; or `above`, between two launches of `try`, of which the first
-// leaves them and the second has the answers.
-enum Stage { AT_ONCE_BY_BLOCKS, TO_BE_ASKED, ASKED };
+// What is above `n` tries in every `step`-th slice from `j` on. A wave takes a few slices, and of those the groups that reach the lowest of the tries.
+template <typename T, u32 n>
+DEVICE void sum_above(const Shared &seen, Reached &reached, const Try *tries, u64 lowest, Weigh weigh, u32 j, u32 step, u64 *sums) {
+    u32 lane = opaque(thread_index()) % WAVE, slices = seen.slices;
+    float logit = key_logit(lowest), previous = key_previous(lowest);
+    ROLLED for (; j < slices; j += AT_ONCE * step) {
+        float most[AT_ONCE];
+        u32 count = 0;
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) most[q] = widen(((const bf16 *)seen.groups)[(j + q * step < slices ? j + q * step : j) * GROUPS + lane % GROUPS]);
+        if (lane < AT_ONCE && j + lane * step < slices) {
+            SliceScale s = scale_of(seen, j + lane * step);
+            reached.units[lane] = {s.floor, s.unit, shift_of(s, seen.unit)};
+        }
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+            bool reaches = lane < GROUPS && j + q * step < slices && most[q] > (key_id(lowest) > (j + q * step) * SLICE ? previous : logit);
+            u64 hits = vote(reaches);
+            if (reaches) reached.groups[count + count_bits(hits & (((u64)1 << lane) - 1))] = q * GROUPS + lane;
+            count += count_bits(hits);
+        }
+        wave_barrier();
+        // Four lanes read a group, two at a time.
+        ROLLED for (u32 first = 0; first < count; first += WAVE / 2) {
+            Four<T> four[2];
+            u32 id[2], slice[2];
+            UNROLL for (u32 q = 0; q < 2; q++) {
+                u32 i = first + q * (WAVE / 4) + lane / 4, group = reached.groups[i < count ? i : 0];
+                slice[q] = group / GROUPS;
+                id[q] = i < count ? (j + slice[q] * step) * SLICE + group % GROUPS * GROUP + lane % 4 * 4 : seen.vocab;
+            }
+            read_fours<2>((const T *)seen.logits, seen.vocab, id, four);
+            UNROLL for (u32 q = 0; q < 2; q++) {
+                auto of = reached.units[slice[q]];
+                SliceScale s = {true, seen.scale.base, seen.scale.scale, of.floor, of.unit};
+                float threshold[n];
+                u32 found[n] = {};
+                UNROLL for (u32 d = 0; d < n; d++) threshold[d] = id[q] + 4 <= tries[d].id ? tries[d].previous : tries[d].logit;
+                UNROLL for (u32 c = 0; c < 4; c++) {
+                    float z = widen(four[q].x[c]);
+                    u32 w = weigh == BY_COUNT ? 1 : weight(s, z) >> of.shift.right;
+                    UNROLL for (u32 d = 0; d < n; d++) found[d] += z > threshold[d] ? w : 0;
+                }
+                UNROLL for (u32 d = 0; d < n; d++) sums[d] += weigh == BY_COUNT ? found[d] : (u64)found[d] << of.shift.left;
+            }
+        }
+        wave_barrier();  // the votes are one already, but do not promise it
+    }
+    UNROLL for (u32 d = 0; d < n; d++) sums[d] = wave_sum(sums[d]);
+}
 
-// Draws from all, if there is no filter; otherwise the first try that is kept. False if none is. Of a row's blocks, those that are not needed, or not
-// the last, have nothing more to do; nor has anybody, while tries are to be asked for.
+// Leaves in sums.above what each wave finds above those tries that are asked for, in this part of the row's slices.
 template <typename T>
-DEVICE bool draw_tries(Row<T> &row, u32 blocks, u32 stage) {
+DEVICE void sum_asked(Shared &shared, u32 part, u32 parts) {
+    Sums &sums = sums_of(shared);
+    u32 words = uniform(shared.tried.words), tries = (words | words >> TRIES) & EACH_TRY, first = lowest_bit(tries), wave = wave_index();
+    u64 lowest = ~(u64)0;
+    ROLLED for (u32 d = 0; d < TRIES; d++)
+        if (tries >> d & 1 && shared.tried.drawn[d].key < lowest) lowest = shared.tried.drawn[d].key;
+    ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
+        if (!(words >> weigh * TRIES & EACH_TRY)) continue;
+        u64 found[TRIES] = {};
+        u32 j = part * WAVES + wave, step = parts * WAVES;
+        if ((tries & (tries - 1)) == 0) {
+            sum_above<T, 1>(shared, sums.reached[wave], shared.tried.drawn + first, lowest, (Weigh)weigh, j, step, found);
+            if (lane_index() == 0) sums.above[wave][weigh * TRIES + first] = found[0];
+        } else {
+            sum_above<T, TRIES>(shared, sums.reached[wave], shared.tried.drawn, lowest, (Weigh)weigh, j, step, found);
+            if (lane_index() == 0)
+                UNROLL for (u32 d = 0; d < TRIES; d++) sums.above[wave][weigh * TRIES + d] = found[d];
+        }
+    }
+}
+
+// A mass is below 2^39, and what a row's tokens weigh below this power of two.
+DEVICE u32 bits_of_sum(u32 vocab) { return 40 + highest_bit(vocab); }
+
+// Parts of a row for so many blocks: as many as can be counted in the bits that a sum leaves, and a slice for each wave.
+DEVICE u32 parts_of_row(u32 vocab, u32 slices, u32 blocks) {
+    u32 countable = 1u << (64 - bits_of_sum(vocab)), most = (slices + WAVES - 1) / WAVES;
+    most = most < countable ? most : countable;
+    return blocks < most ? blocks : most;
+}
+
+// Adds what this block has found to what the row's others have, of whom nobody waits for another: who is last knows all, and writes the first try
+// that is kept. True if none is. One of the sums counts the blocks in the bits that it leaves. One wave's, a lane for each word.
+DEVICE bool conclude(Shared &shared, u32 parts) {
+    const Sums &sums = sums_of(shared);
+    u32 words = uniform(shared.tried.words), bits = bits_of_sum(shared.vocab), counted = lowest_bit(words);
+    u32 lane = opaque(thread_index()) % WAVE, mine = lane % WORDS;
+    bool asked = lane < WORDS && words >> mine & 1;
+    u64 above = 0;
+    ROLLED for (u32 wave = lane / WORDS; wave < WAVES; wave += WAVE / WORDS) above += words >> mine & 1 ? sums.above[wave][mine] : 0;
+    ROLLED for (u32 mask = WORDS; mask < WAVE; mask *= 2) above += shuffle_xor_u64(above, mask);
+    if (parts > 1) {
+        GLOBAL u64 *all = shared.wide->tally.above[0];
+        bool several = (words & (words - 1)) != 0, last = false;
+        u64 others = 0;
+        // Who counts comes after these have arrived, as their answers show.
+        if (several) others = vote(asked && lane != counted && atomic_add_on_device((u64 *)all + mine, above) >> 63);
+        if (lane == counted) {
+            u64 before = atomic_add_on_device((u64 *)all + mine, above | (u64)(others == 0) << bits);
+            last = before >> bits == parts - 1;
+            above += before & (((u64)1 << bits) - 1);
+        }
+        if (!vote(last)) return false;
+        if (several && asked && lane != counted) above = atomic_add_on_device((u64 *)all + mine, 0);
+    }
+    above += shared.tried.drawn[mine % TRIES].tied[mine / TRIES];
+    Doubts doubts = doubts_of(shared, above, words);
+    doubts.low |= ~(words | words >> TRIES);
+    u32 first = first_kept(doubts);
+    if (first == TRIES) first = shared.tried.kept;
+    if (first < TRIES) write_token(shared, shared.tried.drawn[first].id);
+    return first == TRIES;
+}
+
+// Asks for what is above the tries, and draws the first that is kept. False if none is.
+template <typename T>
+DEVICE bool draw_asked(Row<T> &row, u32 part, u32 parts) {
     Shared &shared = *row.shared;
-    const RowParams &p = shared.params;
-    u32 part = block_index_y(), t = thread_index(), unsure = 0, sure = INVALID_TOKEN;
-    bool tries = has_tries(p, shared.vocab);
-    u64 *shares = shares_of(row);
-    if (t == 0) shared.refused = 0;
-    ROLLED for (u32 d = 0; d < TRIES; d++) {
-        const Try &drawn = shared.drawn[d];
-        if (d == 0 || (d == 1 && stage == AT_ONCE_BY_BLOCKS)) {
-            // Where rows are few, the first is drawn alone, and the others only if it is not enough.
-            u32 draws = d ? TRIES - 1 : stage == TO_BE_ASKED && tries ? TRIES : 1;
-            draw_by_slices<T>(shared, row.block, shared.random + d, draws, true, shares, 0, shared.drawn + d);
-            if (!tries) {
-                write_token(shared, drawn.id);
-                return true;
-            }
-            ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
-                if (!is_judged(p, shared.vocab, weigh)) continue;
-                if (uniform(draws == 1))
-                    bound_tries<1>(shared, row.block, shares, weigh);
-                else
-                    bound_tries<TRIES>(shared, row.block, shares, weigh);
-            }
-            barrier();
-        }
-        bool kept = uniform(drawn.key > shared.least), asks = false;
-        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
-            u64 limit = limit_of(p, shared.whole, weigh);
-            if (!kept || !is_judged(p, shared.vocab, weigh) || uniform(shared.most_above[weigh][d] < limit)) continue;
-            asks = true;
-            if (stage == TO_BE_ASKED) continue;
-            // All of the row's blocks have come here together. One goes on.
-            u32 each = (shared.slices + blocks - 1) / blocks, first = part * each, last = first + each;
-            u64 sum = sum_above<T>(shared, row.block, drawn, (Weigh)weigh, first, last < shared.slices ? last : shared.slices);
-            if (blocks > 1 && !is_last(shared, (Weigh)weigh, blocks, &sum)) return true;
-            blocks = 1;
-            part = 0;
-            kept = uniform(sum + drawn.tied[weigh] < limit);
-        }
-        if (stage == TO_BE_ASKED && kept && asks) {
-            if (t < sizeof(Try) / 8) ((GLOBAL u64 *)(shared.wide->tried.unsure + unsure))[t] = ((const u64 *)&drawn)[t];
-            unsure++;
-        } else if (kept) {
-            sure = drawn.id;
-            break;
-        } else if (t == 0 && drawn.key > shared.refused) {
-            shared.refused = drawn.key;
-        }
+    sum_asked<T>(shared, part, parts);
+    barrier();
+    if (wave_index() == 0) {
+        bool searches = conclude(shared, parts);
+        if (lane_index() == 0) shared.searches = searches;
     }
-    if (part) return true;
-    if (unsure == 0) {
-        if (sure != INVALID_TOKEN) write_token(shared, sure);
-        return sure != INVALID_TOKEN;
-    }
-    if (t == 0) {
-        GLOBAL Wide *wide = shared.wide;
-        wide->tried.whole = shared.whole;
-        wide->tried.refused = shared.refused;
-        wide->tried.sure = sure;
-        wide->state.top = shared.top;
-        wide->state.least = shared.least;
-        wide->tally.tried = unsure;
-        u64 *all = (u64 *)wide - (u64)block_index() * WIDE_WORDS;
-        wide_of(all, atomic_add_on_device((u32 *)&wide_of(all, 0)->tally.queued, 1))->tried.queue = block_index();
-    }
-    return true;
+    barrier();
+    return !uniform(shared.searches);
 }
 
-// After unsure tries have been asked for, writes the first that is kept. False if none is.
-DEVICE bool write_asked(const GLOBAL Wide *wide, const RowParams &p, u32 vocab, u32 *id, u64 *position) {
-    u64 whole = wide->tried.whole, least = wide->state.least;
-    u32 tries = wide->tally.tried, kept = wide->tried.sure;
-    ROLLED for (u32 d = 0; d < tries; d++) {
-        u64 key = wide->tried.unsure[d].key;
-        bool passes = key > least;
-        ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
-            if (!is_judged(p, vocab, weigh)) continue;
-            passes = passes && wide->tally.above[weigh][d] + wide->tried.unsure[d].tied[weigh] < limit_of(p, whole, weigh);
-        }
-        if (!uniform(passes)) continue;
-        kept = key_id(key);
-        break;
+// Who asks: the row's blocks, at once; or, where rows are many, another launch, in which blocks are divided by the rows that have something to ask.
+enum Stage { BY_ITS_BLOCKS, TO_BE_ASKED, ASKED };
+
+// Puts the row in the queue of those that have something to ask, for the next launch.
+DEVICE void leave_to_be_asked(const Shared &shared) {
+    GLOBAL Wide *wide = shared.wide;
+    u32 t = opaque(thread_index());
+    if (t < STATE_WORDS) ((GLOBAL u64 *)&wide->state)[t] = ((const u64 *)(const State *)&shared)[t];
+    // But for the last word, which is the queue's.
+    if (t < TRIED_WORDS - 1) ((GLOBAL u64 *)&wide->tried)[t] = ((const u64 *)&shared.tried)[t];
+    if (t) return;
+    u64 *all = (u64 *)wide - (u64)block_index() * WIDE_WORDS;
+    wide_of(all, atomic_add_on_device((u32 *)&wide_of(all, 0)->tally.queued, 1))->tried.queue = block_index();
+}
+
+// Draws the first try that is kept. False if none is. Of the row's blocks, which all draw the same, those that are not needed, or not the last to
+// add up their slices, have nothing more to do.
+template <typename T>
+DEVICE bool draw_tries(Row<T> &row, u32 part, u32 parts, u32 stage) {
+    Shared &shared = *row.shared;
+    u64 whole = sum_slices(row, true);
+    draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
+    Doubts doubts = bound_tries(shared);
+    u32 kept = first_kept(doubts), asked = ~doubts.low & ((1u << kept) - 1), words = uniform(doubts.words & (asked | asked << TRIES));
+    if (words == 0) {
+        if (part) return true;
+        if (uniform(kept) < TRIES) write_token(shared, shared.tried.drawn[kept].id);
+        return uniform(kept) < TRIES;
     }
-    if (uniform(kept == INVALID_TOKEN)) return false;
     if (thread_index() == 0) {
-        *id = kept;
-        *position += 1;
+        shared.tried.words = words;
+        shared.tried.kept = kept;
     }
-    return true;
-}
-
-// The highest place that is known not to be kept then.
-DEVICE u64 refused_then(const GLOBAL Wide *wide) {
-    u64 highest = wide->tried.refused;
-    ROLLED for (u32 d = 0; d < wide->tally.tried; d++) highest = wide->tried.unsure[d].key > highest ? wide->tried.unsure[d].key : highest;
-    return highest;
+    barrier();
+    if (stage == TO_BE_ASKED) {
+        leave_to_be_asked(shared);
+        return true;
+    }
+    return draw_asked(row, part, parts);
 }

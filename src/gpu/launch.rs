@@ -86,7 +86,6 @@ pub(crate) struct Kernels {
     pub(crate) draw: &'static str,
     pub(crate) r#try: &'static str,
     pub(crate) look: &'static str,
-    pub(crate) above: &'static str,
     #[cfg(feature = "cuda")]
     pub(crate) softmax: &'static str,
 }
@@ -98,7 +97,6 @@ macro_rules! kernels {
             draw: concat!("draw_", $dtype),
             r#try: concat!("try_", $dtype),
             look: concat!("look_", $dtype),
-            above: concat!("above_", $dtype),
             #[cfg(feature = "cuda")]
             softmax: concat!("softmax_", $dtype),
         }
@@ -123,7 +121,7 @@ impl Kernels {
 const GROUPS: usize = 32;
 
 /// Threads of a block that reads slices, as in `kernels/read.h`.
-pub(super) const READ_BLOCK: u32 = 128;
+const READ_BLOCK: u32 = 128;
 
 /// More blocks than a large GPU runs at once; where slices are enough for twice as many, each wave reads two of them, and so on.
 const READING_BLOCKS: usize = 16_384;

@@ -30,7 +30,7 @@ use crate::params::{RowParams, TopKTopP};
 pub(crate) const BLOCK: u32 = 512;
 
 /// The files of `kernels/`, in the order in which they include each other.
-const HEADERS: [&str; 14] = [
+const HEADERS: [&str; 13] = [
     include_str!("../../kernels/portable.h"),
     include_str!("../../kernels/definition.h"),
     include_str!("../../kernels/slice.h"),
@@ -44,7 +44,6 @@ const HEADERS: [&str; 14] = [
     include_str!("../../kernels/search.h"),
     include_str!("../../kernels/draw.h"),
     include_str!("../../kernels/try.h"),
-    include_str!("../../kernels/above.h"),
 ];
 const KERNELS: [&str; 3] = [
     include_str!("../../kernels/sample.hip"),

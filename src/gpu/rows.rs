@@ -1,6 +1,6 @@
 //! A sampler's rows in device memory: parameters, positions, workspace.
 
-use super::launch::{Argument, Gpu, Kernels, Logits, READ_BLOCK, Summaries};
+use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
 use super::{BLOCK, DeviceParams, slices};
 use crate::params::RowParams;
 use candle_core::Result;
@@ -48,16 +48,15 @@ const LOOKING_BLOCKS_A_ROW: usize = 32;
 const MIXED_BLOCKS_A_ROW: usize = 16;
 const MIXED_BLOCKS: usize = 2048;
 /// Where so few rows have tries, among so few, the blocks that draw ask for them at once, at most so many a row.
-const FEW_TRIED: usize = 4;
 const FEW_ROWS: usize = 8;
 const DRAWING_BLOCKS_A_ROW: usize = 32;
-/// Otherwise a launch of so many small blocks does.
-const ASKING_BLOCKS: usize = 2048;
+/// Otherwise so many do in a launch of their own.
+const ASKING_BLOCKS: usize = 264;
 
 /// Who asks for tries of which the slices do not tell whether they are kept: `Stage` in `kernels/try.h`.
 #[derive(Clone, Copy)]
 enum Stage {
-    AtOnceByBlocks,
+    ByItsBlocks,
     ToBeAsked,
     Asked,
 }
@@ -180,16 +179,7 @@ impl<G: Gpu> Rows<G> {
         };
         let looked_at = params.iter().filter(|row| wants_look(row, vocab)).count();
         let tried = params.iter().filter(|row| row.tries(vocab)).count();
-        let (mut blocks, mut stage) = (1, Stage::AtOnceByBlocks);
-        if vocab <= CAPACITY {
-            // A row is little to read.
-        } else if tried > FEW_TRIED || tried > 0 && rows > FEW_ROWS {
-            stage = Stage::ToBeAsked;
-        } else if tried > 0 {
-            let most = DRAWING_BLOCKS_A_ROW.min(countable_blocks(vocab));
-            blocks = blocks_a_row(rows).min(most);
-        }
-        let draw = |after_look: bool, stage: Stage| {
+        let draw = |after_look: bool, grid: [usize; 2], parts: usize, stage: Stage| {
             let ids = Argument::Address(ids);
             let mut arguments = [
                 address,
@@ -203,43 +193,36 @@ impl<G: Gpu> Rows<G> {
                 kept,
                 wide,
                 Argument::U32(u32::from(after_look)),
-                Argument::U32(blocks as u32),
+                Argument::U32(parts as u32),
                 Argument::U32(stage as u32),
                 ids,
             ];
             let (kernel, arguments) = if tried > 0 {
                 (kernels.r#try, &arguments[..])
             } else {
-                // It has no use for blocks and stage.
+                // It has no use for parts and stage.
                 arguments[11] = ids;
                 (kernels.draw, &arguments[..12])
             };
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*` and `try_*`.
-            unsafe { gpu.launch(kernel, [rows, blocks], BLOCK, arguments) }
+            unsafe { gpu.launch(kernel, grid, BLOCK, arguments) }
         };
-        let draw_and_ask = |after_look: bool| {
-            draw(after_look, stage)?;
-            let Stage::ToBeAsked = stage else {
-                return Ok(());
-            };
-            let busy = rows * slices(vocab).div_ceil((READ_BLOCK / gpu.wave()) as usize);
-            let asking = ASKING_BLOCKS.min(busy);
-            let arguments = [
-                address,
-                stride,
-                Argument::U32(vocab as u32),
-                params_at,
-                self.summaries.largest(),
-                self.summaries.groups(),
-                wide,
-                Argument::U32(asking as u32),
-            ];
-            // SAFETY: as for `draw`; the arguments are those of `above_*`.
-            unsafe { gpu.launch(kernels.above, [asking, 1], READ_BLOCK, &arguments)? };
-            draw(after_look, Stage::Asked)
+        let draw = |after_look: bool| {
+            let countable = countable_blocks(vocab);
+            if tried == 0 || vocab <= CAPACITY {
+                draw(after_look, [rows, 1], 1, Stage::ByItsBlocks)
+            } else if rows <= FEW_ROWS {
+                let parts = blocks_a_row(rows).min(DRAWING_BLOCKS_A_ROW).min(countable);
+                draw(after_look, [rows, parts], parts, Stage::ByItsBlocks)
+            } else {
+                draw(after_look, [rows, 1], 1, Stage::ToBeAsked)?;
+                // Enough for all rows, and not more for one than can be counted.
+                let blocks = ASKING_BLOCKS.max(rows);
+                draw(after_look, [blocks, 1], blocks, Stage::Asked)
+            }
         };
         if looked_at == 0 {
-            return draw_and_ask(false);
+            return draw(false);
         }
         let all_rows = looked_at == rows;
         let most = if all_rows {
@@ -263,6 +246,6 @@ impl<G: Gpu> Rows<G> {
         ];
         // SAFETY: as for `draw`; the arguments are those of `look_*`.
         unsafe { gpu.launch(kernels.look, [rows, looking], BLOCK, &arguments)? };
-        draw_and_ask(true)
+        draw(true)
     }
 }

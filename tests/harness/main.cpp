@@ -66,14 +66,13 @@ struct Kernels;
         static constexpr auto draw = draw_##name;       \
         static constexpr auto try_ = try_##name;        \
         static constexpr auto look = look_##name;       \
-        static constexpr auto above = above_##name;     \
         static constexpr auto softmax = softmax_##name; \
     };
 KERNELS(f32, float)
 KERNELS(f16, f16)
 KERNELS(bf16, bf16)
 
-// By the seed, so that every case is run each way: everything by one block of a row; looks and tries by several; tries in a launch of their own.
+// By the seed, so that every case is run each way: everything by one block of a row; looks and tries by several; tries asked for in another launch.
 static enum { LAUNCHES, ONE_BLOCK, BLOCKS } way;
 
 static u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
@@ -101,24 +100,23 @@ static void sample(FILE *file, const Case &c) {
             Kernels<T>::look(first, c.stride, c.vocab, params, largest, groups, mass, kept, wide, looking, 0);
         });
     }
-    u32 drawing = way == BLOCKS ? 3 : 1;
-    auto draw = [&](u32 stage) {
-        launch(c.rows, drawing, BLOCK, [&] {
-            Kernels<T>::try_(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, drawing, stage, ids);
-        });
-    };
     bool tries = false;
     for (u32 row = 0; row < c.rows; row++) tries = tries || has_tries(params[row], c.vocab);
+    auto draw = [&](u32 blocks, u32 blocks_a_row, u32 parts, u32 stage) {
+        launch(blocks, blocks_a_row, BLOCK, [&] {
+            Kernels<T>::try_(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, parts, stage, ids);
+        });
+    };
     if (!tries) {
         launch(c.rows, 1, BLOCK, [&] {
             Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, ids);
         });
     } else if (way == LAUNCHES) {
-        draw(TO_BE_ASKED);
-        launch(3, 1, READ_BLOCK, [&] { Kernels<T>::above(first, c.stride, c.vocab, params, largest, groups, wide, 3); });
-        draw(ASKED);
+        draw(c.rows, 1, 1, TO_BE_ASKED);
+        draw(c.rows * 2, 1, c.rows * 2, ASKED);
     } else {
-        draw(AT_ONCE_BY_BLOCKS);
+        u32 blocks = way == BLOCKS ? 3 : 1;
+        draw(c.rows, blocks, blocks, BY_ITS_BLOCKS);
     }
     write(ids);
     write(positions);
