@@ -17,7 +17,7 @@ DEVICE bool wants_groups(const RowParams &p, u32 vocab) { return !uniform(p.flag
 
 // Before others add to it. One wave's.
 DEVICE void forget(GLOBAL Wide *wide) {
-    if (lane_index() < TALLY_WORDS) ((GLOBAL u64 *)&wide->tally)[lane_index()] = 0;
+    if (lane_index() < TALLY_WORDS) ((GLOBAL u32 *)&wide->tally)[lane_index()] = 0;
 }
 
 // Rounded up: what is above a bound, stays there.

@@ -43,8 +43,8 @@ struct Tried {
     Try drawn[TRIES];
     u32 words;
     u32 kept;  // the first try without a doubt; TRIES if there is none
-    u32 queue;  // not this row's: one of those of which something is to be asked
     u32 unused;
+    u32 queue;  // not this row's: one of those of which something is to be asked
 };
 
 // What blocks of a row find together. A look from pivots: how many tokens are above the low one (above the high one, in the upper half), their
@@ -59,9 +59,10 @@ struct Tally {
     u32 unused;
 };
 
-#define STATE_WORDS (sizeof(State) / 8)
-#define TRIED_WORDS (sizeof(Tried) / 8)
-#define TALLY_WORDS (sizeof(Tally) / 8)
+// Of 32 bits.
+#define STATE_WORDS (sizeof(State) / 4)
+#define TRIED_WORDS (sizeof(Tried) / 4)
+#define TALLY_WORDS (sizeof(Tally) / 4)
 static_assert(TALLY_WORDS <= WAVE && STATE_WORDS + TALLY_WORDS <= BLOCK, "a thread copies a word");
 
 // What blocks leave for each other in device memory: those that look at a row for the one that draws from it, and those that draw.
@@ -112,8 +113,9 @@ struct Seen : State {
     u32 hits;
     Tried tried;
     u64 random[TRIES + 1];  // 64 bits a draw
-    bool searches;  // what the last of the row's blocks has found out: no try is kept
-    u64 refused;    // then, no token at this place or below is kept
+    u32 part, parts;  // of the row, that this block has
+    bool searches;    // what the last of the row's blocks has found out: no try is kept
+    u64 refused;      // then, no token at this place or below is kept
 };
 
 // For the block that draws from it.

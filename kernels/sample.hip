@@ -194,57 +194,55 @@ DEVICE void draw_random(Seen &seen, u64 position) {
     if (round <= last_round(seen.params, seen.vocab)) seen.random[round] = philox(seen.params.seed, position, round);
 }
 
-// Before a search: what is known of where it ends. Has barriers.
+// Before a search by a kernel with tries: registers were needed for other things. Has barriers.
 template <typename T>
-DEVICE void begin_after_tries(Row<T> &row, Ends &ends) {
+DEVICE Ends begin_to_search(Row<T> &row, bool after_tries) {
     Shared &shared = *row.shared;
-    if (thread_index() == 0) {
-        u64 highest = 0;
-        ROLLED for (u32 d = 0; d < TRIES; d++) highest = shared.tried.drawn[d].key > highest ? shared.tried.drawn[d].key : highest;
-        shared.refused = highest;
+    barrier();
+    if (after_tries) {
+        if (thread_index() == 0) {
+            u64 highest = 0;
+            ROLLED for (u32 d = 0; d < TRIES; d++) highest = shared.tried.drawn[d].key > highest ? shared.tried.drawn[d].key : highest;
+            shared.refused = highest;
+        }
+        begin_to_gather(shared);
+        barrier();
     }
-    // Registers were needed for other things.
-    row.mine = thread_index() < shared.slices ? shared.largest[thread_index()] : NEG_INF;
-    ends = {key_logit(shared.top), shared.least_slice};
-    barrier();
-    begin_to_gather(shared);
-    barrier();
+    u32 t = opaque(thread_index());
+    row.mine = t < shared.slices ? shared.largest[t] : NEG_INF;
+    return {key_logit(shared.top), shared.least_slice};
 }
 
-// What there is to say without a search: no token, only one, any; or the first of the tries that is kept. False if it takes a search. A kernel
-// `with_tries` does for every row; one without is shorter, and 0.3 us faster. Of a row that several blocks draw from, this is a part.
+// What there is to say without a search: no token, only one, any; or the first of the tries that is kept. A kernel `with_tries` does for every row;
+// one without is shorter, and 0.3 us faster. Of a row that several blocks draw from, this is a part.
 template <typename T, bool with_tries>
-DEVICE bool draw_at_once(Row<T> &row, Ends &ends, u32 part, u32 parts, u32 stage) {
+DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     bool only_one = uniform(p.flags & GREEDY || ends.most == POS_INF);
     if (only_one || !uniform(has_token(ends))) {
-        if (part == 0) write_token(shared, has_token(ends) ? find_equal(row, ends.most) : INVALID_TOKEN);
-        return true;
+        if (shared.part == 0) write_token(shared, has_token(ends) ? find_equal(row, ends.most) : INVALID_TOKEN);
+        return DONE;
     }
     // Nobody needs it at once.
     if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
-    if (!wants_mass(p, shared.vocab)) return false;
+    if (!wants_mass(p, shared.vocab)) return SEARCH;
     barrier();
     if (uniform(shared.scale.base != 0.0f)) {
-        if (part) return true;
-        parts = 1;
+        if (uniform(shared.part)) return DONE;
+        if (thread_index() == 0) shared.parts = 1;
         sum_again(row);
         row.mass = thread_index() < shared.slices ? shared.mass[thread_index()] : 0;
     }
     bool tries = has_tries(p, shared.vocab);
-    if (!tries && !is_unfiltered(p, shared.vocab)) {
-        u64 whole = whole_of(shared, row.block, row.mine, row.mass);
-        if (thread_index() == 0) shared.whole = whole;
-        return false;
-    }
-    if (!with_tries || !tries) {
+    if (with_tries && tries) return draw_tries(row, stage);
+    if (is_unfiltered(p, shared.vocab)) {
         write_token(shared, draw_one(row, true, 0));
-        return true;
+        return DONE;
     }
-    if (draw_tries(row, part, parts, stage)) return true;
-    begin_after_tries(row, ends);
-    return false;
+    u64 whole = whole_of(shared, row.block, row.mine, row.mass);
+    if (thread_index() == 0) shared.whole = whole;
+    return SEARCH;
 }
 
 template <typename T, bool with_tries>
@@ -271,8 +269,12 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }
     place_row(shared, index, logits, stride, vocab, params, largest, groups, mass, kept, wide);
     GLOBAL Wide *mine = wide_of(wide, index);
-    if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u64 *)(State *)&shared)[t] = ((const GLOBAL u64 *)mine)[t];
-    if (asks && t < TRIED_WORDS) ((u64 *)&shared.tried)[t] = ((const GLOBAL u64 *)&mine->tried)[t];
+    if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u32 *)(State *)&shared)[t] = ((const GLOBAL u32 *)mine)[t];
+    if (asks && t < TRIED_WORDS) ((u32 *)&shared.tried)[t] = ((const GLOBAL u32 *)&mine->tried)[t];
+    if (t == 0) {
+        shared.part = part;
+        shared.parts = parts;
+    }
     if (t == BLOCK - 1) {
         shared.id = (GLOBAL u32 *)(ids + index);
         shared.next_position = (GLOBAL u64 *)(positions + index);
@@ -284,25 +286,22 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         barrier();
         looked = !asks && uniform(shared.tally.looked);
     }
-    Ends ends;
-    if (asks) {
-        draw_random(shared, shared.position);
-        if (draw_asked(row, part, parts)) return;
-        begin_after_tries(row, ends);
-    } else {
-        // Has a barrier, too.
-        ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
-        // What nobody needs at once is left to waves that may have no slices, while others go on.
-        draw_random(shared, shared.position);
-        if (!looked && uniform(draw_at_once<T, with_tries>(row, ends, part, parts, stage))) return;
-    }
-    write_token(shared, draw_filtered(row, ends, looked));
+    Ends ends = {0.0f, 0.0f};
+    // Has a barrier, too.
+    if (!asks) ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
+    // What nobody needs at once is left to waves that may have no slices, while others go on.
+    draw_random(shared, shared.position);
+    Next next = asks ? ASK : looked ? SEARCH : draw_at_once<T, with_tries>(row, ends, stage);
+    if (with_tries && next == ASK) next = draw_asked(row);
+    if (next == DONE) return;
+    if (with_tries) ends = begin_to_search(row, next == SEARCH_AFTER_TRIES);
+    write_token(shared, draw_filtered(row, ends, after_look && uniform(shared.tally.looked)));
 }
 
 // No filter that wants it, no token, or no sums yet: `draw` will see.
 DEVICE void nothing_to_look_for(GLOBAL Wide *wide) {
     if (block_index_y()) return;
-    if (thread_index() < STATE_WORDS) ((GLOBAL u64 *)wide)[thread_index()] = 0;
+    if (thread_index() < STATE_WORDS) ((GLOBAL u32 *)wide)[thread_index()] = 0;
     if (thread_index() == 0) wide->tally.looked = false;
 }
 
@@ -350,7 +349,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }
     // What all blocks of the row know is told by one.
     if (block_index_y()) return;
-    if (t < STATE_WORDS) ((GLOBAL u64 *)mine)[t] = ((const u64 *)(const State *)&seen)[t];
+    if (t < STATE_WORDS) ((GLOBAL u32 *)mine)[t] = ((const u32 *)(const State *)&seen)[t];
     if (t == 0) mine->tally.looked = true;
 }
 

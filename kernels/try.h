@@ -24,7 +24,7 @@ struct Reached {
 // What the waves of a block have found: at first what the slices hold that reach above each try, then what is above those that are asked for.
 struct Sums {
     u64 bounds[WORDS][DRAWING_WAVES];
-    u64 above[WAVES][WORDS];
+    u64 above[2][WAVES][TRIES];
     Reached reached[WAVES];
 };
 static_assert(sizeof(Sums) <= CAPACITY * 8, "room where keys will be");
@@ -86,9 +86,10 @@ DEVICE Doubts bound_tries(Shared &shared) {
 
 // What is above `n` tries in every `step`-th slice from `j` on. A wave takes a few slices, and of those the groups that reach the lowest of the tries.
 template <typename T, u32 n>
-DEVICE void sum_above(const Shared &seen, Reached &reached, const Try *tries, u64 lowest, Weigh weigh, u32 j, u32 step, u64 *sums) {
+DEVICE void sum_above(const Shared &seen, Reached &reached, const Try *tries, const Try &lowest, Weigh weigh, u32 j, u32 step, u64 *sums) {
+    // Several sums leave few registers.
+    const u32 fours = n > 1 ? 1 : 2;
     u32 lane = opaque(thread_index()) % WAVE, slices = seen.slices;
-    float logit = key_logit(lowest), previous = key_previous(lowest);
     ROLLED for (; j < slices; j += AT_ONCE * step) {
         float most[AT_ONCE];
         u32 count = 0;
@@ -98,23 +99,23 @@ DEVICE void sum_above(const Shared &seen, Reached &reached, const Try *tries, u6
             reached.units[lane] = {s.floor, s.unit, shift_of(s, seen.unit)};
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-            bool reaches = lane < GROUPS && j + q * step < slices && most[q] > (key_id(lowest) > (j + q * step) * SLICE ? previous : logit);
+            bool reaches = lane < GROUPS && j + q * step < slices && most[q] > (lowest.id > (j + q * step) * SLICE ? lowest.previous : lowest.logit);
             u64 hits = vote(reaches);
             if (reaches) reached.groups[count + count_bits(hits & (((u64)1 << lane) - 1))] = q * GROUPS + lane;
             count += count_bits(hits);
         }
         wave_barrier();
-        // Four lanes read a group, two at a time.
-        ROLLED for (u32 first = 0; first < count; first += WAVE / 2) {
-            Four<T> four[2];
-            u32 id[2], slice[2];
-            UNROLL for (u32 q = 0; q < 2; q++) {
+        // Four lanes read a group.
+        ROLLED for (u32 first = 0; first < count; first += fours * (WAVE / 4)) {
+            Four<T> four[fours];
+            u32 id[fours], slice[fours];
+            UNROLL for (u32 q = 0; q < fours; q++) {
                 u32 i = first + q * (WAVE / 4) + lane / 4, group = reached.groups[i < count ? i : 0];
                 slice[q] = group / GROUPS;
                 id[q] = i < count ? (j + slice[q] * step) * SLICE + group % GROUPS * GROUP + lane % 4 * 4 : seen.vocab;
             }
-            read_fours<2>((const T *)seen.logits, seen.vocab, id, four);
-            UNROLL for (u32 q = 0; q < 2; q++) {
+            read_fours<fours>((const T *)seen.logits, seen.vocab, id, four);
+            UNROLL for (u32 q = 0; q < fours; q++) {
                 auto of = reached.units[slice[q]];
                 SliceScale s = {true, seen.scale.base, seen.scale.scale, of.floor, of.unit};
                 float threshold[n];
@@ -135,47 +136,50 @@ DEVICE void sum_above(const Shared &seen, Reached &reached, const Try *tries, u6
 
 // Leaves in sums.above what each wave finds above those tries that are asked for, in this part of the row's slices.
 template <typename T>
-DEVICE void sum_asked(Shared &shared, u32 part, u32 parts) {
+DEVICE void sum_asked(Shared &shared) {
     Sums &sums = sums_of(shared);
-    u32 words = uniform(shared.tried.words), tries = (words | words >> TRIES) & EACH_TRY, first = lowest_bit(tries), wave = wave_index();
-    u64 lowest = ~(u64)0;
-    ROLLED for (u32 d = 0; d < TRIES; d++)
-        if (tries >> d & 1 && shared.tried.drawn[d].key < lowest) lowest = shared.tried.drawn[d].key;
     ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
+        u32 words = uniform(shared.tried.words), tries = (words | words >> TRIES) & EACH_TRY, first = lowest_bit(tries);
         if (!(words >> weigh * TRIES & EACH_TRY)) continue;
+        const Try *drawn = shared.tried.drawn, *lowest = drawn + first;
+        ROLLED for (u32 d = first + 1; d < TRIES; d++)
+            if (tries >> d & 1 && drawn[d].key < lowest->key) lowest = drawn + d;
         u64 found[TRIES] = {};
-        u32 j = part * WAVES + wave, step = parts * WAVES;
-        if ((tries & (tries - 1)) == 0) {
-            sum_above<T, 1>(shared, sums.reached[wave], shared.tried.drawn + first, lowest, (Weigh)weigh, j, step, found);
-            if (lane_index() == 0) sums.above[wave][weigh * TRIES + first] = found[0];
-        } else {
-            sum_above<T, TRIES>(shared, sums.reached[wave], shared.tried.drawn, lowest, (Weigh)weigh, j, step, found);
-            if (lane_index() == 0)
-                UNROLL for (u32 d = 0; d < TRIES; d++) sums.above[wave][weigh * TRIES + d] = found[d];
-        }
+        u32 wave = opaque(thread_index()) / WAVE, j = shared.part * WAVES + wave, step = shared.parts * WAVES;
+        bool one = (tries & (tries - 1)) == 0;
+        if (one)
+            sum_above<T, 1>(shared, sums.reached[wave], drawn + first, *lowest, (Weigh)weigh, j, step, found);
+        else
+            sum_above<T, TRIES>(shared, sums.reached[wave], drawn, *lowest, (Weigh)weigh, j, step, found);
+        u32 t = opaque(thread_index());
+        if (t % WAVE) continue;
+        u64 *above = sums.above[weigh][t / WAVE];
+        if (one) above[first] = found[0];
+        if (!one) UNROLL for (u32 d = 0; d < TRIES; d++) above[d] = found[d];
     }
 }
 
 // A mass is below 2^39, and what a row's tokens weigh below this power of two.
 DEVICE u32 bits_of_sum(u32 vocab) { return 40 + highest_bit(vocab); }
 
-// Parts of a row for so many blocks: as many as can be counted in the bits that a sum leaves, and a slice for each wave.
+// Parts of a row for so many blocks: no more than can be counted in the bits that a sum leaves, nor than have a slice for each wave.
 DEVICE u32 parts_of_row(u32 vocab, u32 slices, u32 blocks) {
     u32 countable = 1u << (64 - bits_of_sum(vocab)), most = (slices + WAVES - 1) / WAVES;
     most = most < countable ? most : countable;
-    return blocks < most ? blocks : most;
+    return blocks < 1 ? 1 : blocks < most ? blocks : most;
 }
 
 // Adds what this block has found to what the row's others have, of whom nobody waits for another: who is last knows all, and writes the first try
 // that is kept. True if none is. One of the sums counts the blocks in the bits that it leaves. One wave's, a lane for each word.
-DEVICE bool conclude(Shared &shared, u32 parts) {
+DEVICE bool conclude(Shared &shared) {
     const Sums &sums = sums_of(shared);
     u32 words = uniform(shared.tried.words), bits = bits_of_sum(shared.vocab), counted = lowest_bit(words);
     u32 lane = opaque(thread_index()) % WAVE, mine = lane % WORDS;
     bool asked = lane < WORDS && words >> mine & 1;
     u64 above = 0;
-    ROLLED for (u32 wave = lane / WORDS; wave < WAVES; wave += WAVE / WORDS) above += words >> mine & 1 ? sums.above[wave][mine] : 0;
+    ROLLED for (u32 wave = lane / WORDS; wave < WAVES; wave += WAVE / WORDS) above += words >> mine & 1 ? sums.above[mine / TRIES][wave][mine % TRIES] : 0;
     ROLLED for (u32 mask = WORDS; mask < WAVE; mask *= 2) above += shuffle_xor_u64(above, mask);
+    u32 parts = uniform(shared.parts);
     if (parts > 1) {
         GLOBAL u64 *all = shared.wide->tally.above[0];
         bool several = (words & (words - 1)) != 0, last = false;
@@ -199,18 +203,21 @@ DEVICE bool conclude(Shared &shared, u32 parts) {
     return first == TRIES;
 }
 
-// Asks for what is above the tries, and draws the first that is kept. False if none is.
+// What is left to do with a row: nothing; to ask for what is above its tries; to search for what is kept, after tries or without.
+enum Next { DONE, ASK, SEARCH_AFTER_TRIES, SEARCH };
+
+// Asks for what is above the tries, and draws the first that is kept. Of the row's blocks, the last to add up its slices goes on if there is none.
 template <typename T>
-DEVICE bool draw_asked(Row<T> &row, u32 part, u32 parts) {
+DEVICE Next draw_asked(Row<T> &row) {
     Shared &shared = *row.shared;
-    sum_asked<T>(shared, part, parts);
+    sum_asked<T>(shared);
     barrier();
     if (wave_index() == 0) {
-        bool searches = conclude(shared, parts);
+        bool searches = conclude(shared);
         if (lane_index() == 0) shared.searches = searches;
     }
     barrier();
-    return !uniform(shared.searches);
+    return uniform(shared.searches) ? SEARCH_AFTER_TRIES : DONE;
 }
 
 // Who asks: the row's blocks, at once; or, where rows are many, another launch, in which blocks are divided by the rows that have something to ask.
@@ -220,36 +227,35 @@ enum Stage { BY_ITS_BLOCKS, TO_BE_ASKED, ASKED };
 DEVICE void leave_to_be_asked(const Shared &shared) {
     GLOBAL Wide *wide = shared.wide;
     u32 t = opaque(thread_index());
-    if (t < STATE_WORDS) ((GLOBAL u64 *)&wide->state)[t] = ((const u64 *)(const State *)&shared)[t];
+    if (t < STATE_WORDS) ((GLOBAL u32 *)&wide->state)[t] = ((const u32 *)(const State *)&shared)[t];
     // But for the last word, which is the queue's.
-    if (t < TRIED_WORDS - 1) ((GLOBAL u64 *)&wide->tried)[t] = ((const u64 *)&shared.tried)[t];
+    if (t < TRIED_WORDS - 1) ((GLOBAL u32 *)&wide->tried)[t] = ((const u32 *)&shared.tried)[t];
     if (t) return;
     u64 *all = (u64 *)wide - (u64)block_index() * WIDE_WORDS;
     wide_of(all, atomic_add_on_device((u32 *)&wide_of(all, 0)->tally.queued, 1))->tried.queue = block_index();
 }
 
-// Draws the first try that is kept. False if none is. Of the row's blocks, which all draw the same, those that are not needed, or not the last to
-// add up their slices, have nothing more to do.
+// Draws tries, and the first that is kept if the slices tell. Several blocks of a row all draw the same.
 template <typename T>
-DEVICE bool draw_tries(Row<T> &row, u32 part, u32 parts, u32 stage) {
+DEVICE Next draw_tries(Row<T> &row, u32 stage) {
     Shared &shared = *row.shared;
     u64 whole = sum_slices(row, true);
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
     Doubts doubts = bound_tries(shared);
     u32 kept = first_kept(doubts), asked = ~doubts.low & ((1u << kept) - 1), words = uniform(doubts.words & (asked | asked << TRIES));
     if (words == 0) {
-        if (part) return true;
-        if (uniform(kept) < TRIES) write_token(shared, shared.tried.drawn[kept].id);
-        return uniform(kept) < TRIES;
+        if (uniform(shared.part)) return DONE;
+        barrier();  // before what the slices told is overwritten
+        if (uniform(kept) == TRIES) return SEARCH_AFTER_TRIES;
+        write_token(shared, shared.tried.drawn[kept].id);
+        return DONE;
     }
     if (thread_index() == 0) {
         shared.tried.words = words;
         shared.tried.kept = kept;
     }
     barrier();
-    if (stage == TO_BE_ASKED) {
-        leave_to_be_asked(shared);
-        return true;
-    }
-    return draw_asked(row, part, parts);
+    if (stage == BY_ITS_BLOCKS) return ASK;
+    leave_to_be_asked(shared);
+    return DONE;
 }
