@@ -30,7 +30,7 @@ struct Candidates {
     u64 found, through;  // a token's key, and the sum up to it
     alignas(16) u64 keys[CAPACITY];
     alignas(8) u32 masses[CAPACITY];  // packed; after weigh_list
-    u64 few_keys[FEW], few_weights[FEW];
+    u64 few_keys[FEW], few_weights[FEW];  // next to each other
 };
 
 // A token's mass is its weight, below 2^28, shifted from the slice's unit to the row's; with the shift to the left it fits 32 bits.

@@ -28,6 +28,28 @@ DEVICE u32 step_of(const Steps &steps, float largest) {
     return largest < steps.least || largest > steps.most ? BINS : down < BINS - 1.0f ? (u32)down : BINS - 1;
 }
 
+// Of things counted by bins, of which `above` come before the bins: a logit with k of them at or above it, which is a bin's end, in shared.bound, and
+// the bin and what is above it in the list. It is +inf if more than `most` are at or above the bin's end; below all, if there are no k. One wave's.
+DEVICE void kth_bin(Shared &shared, const u32 *counts, const Steps &steps, u32 k, u32 above, u32 most) {
+    u32 mine[BINS / WAVE], sum = 0, first = lane_index() * (BINS / WAVE), bin = first;
+    UNROLL for (u32 i = 0; i < BINS / WAVE; i++) sum += mine[i] = counts[first + i];
+    u32 through = above + wave_prefix(sum), before = through - sum;
+    if (before < k && through >= k) {
+        through = before;
+        UNROLL for (u32 i = 0; i < BINS / WAVE; i++) {
+            bool further = through + mine[i] < k;
+            through += mine[i];
+            bin += further;
+            before = further ? through : before;
+        }
+        float bound = steps.most - (float)(bin + 1) * steps.width;
+        shared.bound = before + counts[bin] > most ? POS_INF : bound > steps.least ? bound : steps.least;
+        shared.list.bin = bin;
+        shared.list.above = before;
+    }
+    if (lane_index() == WAVE - 1 && through < k) shared.bound = LOWEST_LOGIT;
+}
+
 // A logit with k slices at or above it, and not many more; below all, if there are no k. The slices are counted by bins, in the room for
 // masses; then a wave looks for the bin with the k-th.
 template <typename T>
@@ -42,25 +64,7 @@ DEVICE float kth_slice(Row<T> &row, u32 k, float most, float least) {
             if (bin < BINS) atomic_add(&counts[bin], 1);
         }
         barrier();  // without it, the bound would be lower, and the token the same
-        if (wave_index() == 0) {
-            u32 mine[BINS / WAVE], sum = 0, first = lane_index() * (BINS / WAVE), bin = first;
-            UNROLL for (u32 i = 0; i < BINS / WAVE; i++) sum += mine[i] = counts[first + i];
-            u32 through = above + wave_prefix(sum), before = through - sum;
-            if (before < k && through >= k) {
-                through = before;
-                UNROLL for (u32 i = 0; i < BINS / WAVE; i++) {
-                    bool further = through + mine[i] < k;
-                    through += mine[i];
-                    bin += further;
-                    before = further ? through : before;
-                }
-                float bound = most - (float)(bin + 1) * steps.width;
-                row.shared->bound = before + counts[bin] > k + k / 8 ? POS_INF : bound > least ? bound : least;
-                list.bin = bin;
-                list.above = before;
-            }
-            if (lane_index() == WAVE - 1 && through < k) row.shared->bound = LOWEST_LOGIT;
-        }
+        if (wave_index() == 0) kth_bin(*row.shared, counts, steps, k, above, k + k / 8);
         barrier();
         float bound = row.shared->bound;
         if (uniform(bound < POS_INF)) return bound;
@@ -144,4 +148,38 @@ DEVICE bool gather(Row<T> &row, float bound) {
     }
     barrier();
     return uniform(list.count <= CAPACITY);
+}
+
+// Leaves of a list that is too long to be ranked those tokens that can be among the first k, if these are not too many.
+template <typename T>
+DEVICE void shorten(Row<T> &row, u32 k, float bound) {
+    Shared &shared = *row.shared;
+    Candidates &list = shared.list;
+    float top = key_logit(shared.top);
+    if (!uniform(top - bound > SMALLEST_RANGE)) return;
+    // Counted by bins where masses will be, and kept where the few will be.
+    u32 *counts = list.masses, count = uniform(list.count), t = opaque(thread_index());
+    if (t < BINS) counts[t] = 0;
+    if (t == 0) list.few = 0;
+    barrier();
+    Steps steps = steps_of(top, bound);
+    ROLLED for (u32 i = t; i < count; i += BLOCK) atomic_add(&counts[step_of(steps, key_logit(list.keys[i]))], 1);
+    barrier();
+    if (wave_index() == 0) kth_bin(shared, counts, steps, k, 0, RANKED);
+    barrier();
+    bound = shared.bound;
+    if (!uniform(bound < POS_INF)) return;
+    static_assert(2 * FEW >= RANKED, "room for them");
+    ROLLED for (u32 i = t; i < count; i += BLOCK) {
+        if (key_logit(list.keys[i]) < bound) continue;
+        u32 at = atomic_add(&list.few, 1);
+        if (at < RANKED) list.few_keys[at] = list.keys[i];
+    }
+    barrier();
+    count = uniform(list.few);
+    // A few more may be at the bound than were counted above it.
+    if (count > RANKED) return;
+    if (t < RANKED) list.keys[t] = t < count ? list.few_keys[t] : 0;
+    if (t == 0) list.count = count;
+    barrier();
 }

@@ -139,6 +139,8 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
     } else if (!looked || has_min_p(p)) {
         float bound = bound_of(row, ends);
         listed = uniform(bound > NEG_INF) && gather(row, bound);
+        bool few = has_top_k(p, shared.vocab) && is_bounded_by_slices(p.top_k, shared.vocab);
+        if (few && listed && uniform(shared.list.count > RANKED)) shorten(row, p.top_k, bound);
         low = below_logit(bound);
         kept = 0;
     }

@@ -26,6 +26,7 @@ struct Sums {
     u64 bounds[WORDS][DRAWING_WAVES];
     u64 above[2][WAVES][TRIES];
     Reached reached[WAVES];
+    u64 lanes[TRIES][BLOCK];
 };
 static_assert(sizeof(Sums) <= CAPACITY * 8, "room where keys will be");
 
@@ -84,12 +85,14 @@ DEVICE Doubts bound_tries(Shared &shared) {
     return doubts_of(shared, above, judged);
 }
 
-// What is above `n` tries in every `step`-th slice from `j` on. A wave takes a few slices, and of those the groups that reach the lowest of the tries.
-template <typename T, u32 n>
-DEVICE void sum_above(const Shared &seen, Reached &reached, const Try *tries, const Try &lowest, Weigh weigh, u32 j, u32 step, u64 *sums) {
-    // Several sums leave few registers.
-    const u32 fours = n > 1 ? 1 : 2;
-    u32 lane = opaque(thread_index()) % WAVE, slices = seen.slices;
+// Leaves in sums.above what each wave finds above those tries that have a bit in `asked`, in every `step`-th slice from `j` on. A wave takes a few
+// slices, and of those the groups that reach the lowest of the tries.
+template <typename T>
+DEVICE void sum_above(Shared &seen, u32 asked, const Try &lowest, Weigh weigh, u32 j, u32 step) {
+    Sums &sums = sums_of(seen);
+    u32 t = opaque(thread_index()), lane = t % WAVE, slices = seen.slices;
+    Reached &reached = sums.reached[t / WAVE];
+    ROLLED for (u32 bits = asked; bits; bits &= bits - 1) sums.lanes[lowest_bit(bits)][t] = 0;
     ROLLED for (; j < slices; j += AT_ONCE * step) {
         float most[AT_ONCE];
         u32 count = 0;
@@ -105,57 +108,57 @@ DEVICE void sum_above(const Shared &seen, Reached &reached, const Try *tries, co
             count += count_bits(hits);
         }
         wave_barrier();
-        // Four lanes read a group.
-        ROLLED for (u32 first = 0; first < count; first += fours * (WAVE / 4)) {
-            Four<T> four[fours];
-            u32 id[fours], slice[fours];
-            UNROLL for (u32 q = 0; q < fours; q++) {
+        // Four lanes read a group, two at a time.
+        ROLLED for (u32 first = 0; first < count; first += WAVE / 2) {
+            Four<T> four[2];
+            u32 id[2], slice[2], w[8], left[2];
+            float z[8];
+            UNROLL for (u32 q = 0; q < 2; q++) {
                 u32 i = first + q * (WAVE / 4) + lane / 4, group = reached.groups[i < count ? i : 0];
                 slice[q] = group / GROUPS;
                 id[q] = i < count ? (j + slice[q] * step) * SLICE + group % GROUPS * GROUP + lane % 4 * 4 : seen.vocab;
             }
-            read_fours<fours>((const T *)seen.logits, seen.vocab, id, four);
-            UNROLL for (u32 q = 0; q < fours; q++) {
+            read_fours<2>((const T *)seen.logits, seen.vocab, id, four);
+            UNROLL for (u32 q = 0; q < 2; q++) {
                 auto of = reached.units[slice[q]];
                 SliceScale s = {true, seen.scale.base, seen.scale.scale, of.floor, of.unit};
-                float threshold[n];
-                u32 found[n] = {};
-                UNROLL for (u32 d = 0; d < n; d++) threshold[d] = id[q] + 4 <= tries[d].id ? tries[d].previous : tries[d].logit;
-                UNROLL for (u32 c = 0; c < 4; c++) {
-                    float z = widen(four[q].x[c]);
-                    u32 w = weigh == BY_COUNT ? 1 : weight(s, z) >> of.shift.right;
-                    UNROLL for (u32 d = 0; d < n; d++) found[d] += z > threshold[d] ? w : 0;
+                left[q] = weigh == BY_COUNT ? 0 : of.shift.left;
+                UNROLL for (u32 c = 4 * q; c < 4 * q + 4; c++) {
+                    z[c] = widen(four[q].x[c % 4]);
+                    w[c] = weigh == BY_COUNT ? 1 : weight(s, z[c]) >> of.shift.right;
                 }
-                UNROLL for (u32 d = 0; d < n; d++) sums[d] += weigh == BY_COUNT ? found[d] : (u64)found[d] << of.shift.left;
+            }
+            ROLLED for (u32 bits = asked; bits; bits &= bits - 1) {
+                const Try &drawn = seen.tried.drawn[lowest_bit(bits)];
+                u64 sum = sums.lanes[lowest_bit(bits)][t];
+                UNROLL for (u32 q = 0; q < 2; q++) {
+                    float threshold = id[q] + 4 <= drawn.id ? drawn.previous : drawn.logit;
+                    u32 found = 0;
+                    UNROLL for (u32 c = 4 * q; c < 4 * q + 4; c++) found += z[c] > threshold ? w[c] : 0;
+                    sum += (u64)found << left[q];
+                }
+                sums.lanes[lowest_bit(bits)][t] = sum;
             }
         }
         wave_barrier();  // the votes are one already, but do not promise it
     }
-    UNROLL for (u32 d = 0; d < n; d++) sums[d] = wave_sum(sums[d]);
+    ROLLED for (u32 bits = asked; bits; bits &= bits - 1) {
+        u64 sum = wave_sum(sums.lanes[lowest_bit(bits)][t]);
+        if (lane == 0) sums.above[weigh][t / WAVE][lowest_bit(bits)] = sum;
+    }
 }
 
-// Leaves in sums.above what each wave finds above those tries that are asked for, in this part of the row's slices.
+// The same in this block's part of the row, for all that is asked.
 template <typename T>
 DEVICE void sum_asked(Shared &shared) {
-    Sums &sums = sums_of(shared);
     ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
         u32 words = uniform(shared.tried.words), tries = (words | words >> TRIES) & EACH_TRY, first = lowest_bit(tries);
         if (!(words >> weigh * TRIES & EACH_TRY)) continue;
         const Try *drawn = shared.tried.drawn, *lowest = drawn + first;
         ROLLED for (u32 d = first + 1; d < TRIES; d++)
             if (tries >> d & 1 && drawn[d].key < lowest->key) lowest = drawn + d;
-        u64 found[TRIES] = {};
-        u32 wave = opaque(thread_index()) / WAVE, j = shared.part * WAVES + wave, step = shared.parts * WAVES;
-        bool one = (tries & (tries - 1)) == 0;
-        if (one)
-            sum_above<T, 1>(shared, sums.reached[wave], drawn + first, *lowest, (Weigh)weigh, j, step, found);
-        else
-            sum_above<T, TRIES>(shared, sums.reached[wave], drawn, *lowest, (Weigh)weigh, j, step, found);
-        u32 t = opaque(thread_index());
-        if (t % WAVE) continue;
-        u64 *above = sums.above[weigh][t / WAVE];
-        if (one) above[first] = found[0];
-        if (!one) UNROLL for (u32 d = 0; d < TRIES; d++) above[d] = found[d];
+        u32 j = shared.part * WAVES + opaque(thread_index()) / WAVE, step = shared.parts * WAVES;
+        sum_above<T>(shared, tries, *lowest, (Weigh)weigh, j, step);
     }
 }
 

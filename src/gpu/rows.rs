@@ -218,7 +218,7 @@ impl<G: Gpu> Rows<G> {
                 draw(after_look, [rows, 1], 1, Stage::ToBeAsked)?;
                 // Enough for all rows, and not more for one than can be counted.
                 let blocks = ASKING_BLOCKS.max(rows);
-                draw(after_look, [blocks, 1], ASKING_BLOCKS, Stage::Asked)
+                draw(after_look, [blocks, 1], blocks, Stage::Asked)
             }
         };
         if looked_at == 0 {
