@@ -46,8 +46,9 @@ DEVICE Doubts doubts_of(const Shared &shared, u64 above, u32 asked) {
     return {(u32)vote(over), (u32)vote(lane < TRIES && shared.tried.drawn[d].key <= shared.least)};
 }
 
-// What the slices tell of the tries: they hold what is above one, and the try itself, in those slices that reach above it. Has a barrier.
-DEVICE Doubts bound_tries(Shared &shared) {
+// What the slices tell of the tries: they hold what is above one, and the try itself, in those slices that reach above it. Leaves the first try
+// without a doubt, and what is to be asked of those before it. Has a barrier at the end.
+DEVICE void bound_tries(Shared &shared) {
     const RowParams &p = shared.params;
     const Slices &slices = slices_of(shared);
     Sums &sums = sums_of(shared);
@@ -76,23 +77,50 @@ DEVICE Doubts bound_tries(Shared &shared) {
         sums.bounds[BY_MASS * TRIES + d][part] = mass;
     }
     barrier();
-    // Each wave sees for itself.
-    u32 weigh = lane / TRIES % 2, mine = lane % WORDS;
-    u64 above = 0;
-    UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) above += sums.bounds[mine][i];
-    above -= shared.tried.drawn[mine % TRIES].own[weigh];
-    u32 judged = (u32)vote(lane < WORDS && is_judged(p, shared.vocab, weigh));
-    return doubts_of(shared, above, judged);
+    if (wave == 0) {
+        u32 weigh = lane / TRIES % 2, mine = lane % WORDS;
+        u64 above = 0;
+        UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) above += sums.bounds[mine][i];
+        above -= shared.tried.drawn[mine % TRIES].own[weigh];
+        Doubts doubts = doubts_of(shared, above, (u32)vote(lane < WORDS && is_judged(p, shared.vocab, weigh)));
+        u32 kept = first_kept(doubts), before = ~doubts.low & ((1u << kept) - 1);
+        if (lane == 0) {
+            shared.tried.kept = kept;
+            shared.tried.words = doubts.words & (before | before << TRIES);
+        }
+    }
+    barrier();
+}
+
+// Two fours of tokens that a lane has read: where they begin, and what they weigh, in units of 2^left.
+struct TwoFours {
+    u32 id[2], left[2], weights[8];
+    float z[8];
+};
+
+// What of these is above a try.
+DEVICE u64 above_try(const TwoFours &two, u32 id, float logit, float previous) {
+    u64 sum = 0;
+    UNROLL for (u32 q = 0; q < 2; q++) {
+        float threshold = two.id[q] + 4 <= id ? previous : logit;
+        u32 found = 0;
+        UNROLL for (u32 c = 4 * q; c < 4 * q + 4; c++) found += two.z[c] > threshold ? two.weights[c] : 0;
+        sum += (u64)found << two.left[q];
+    }
+    return sum;
 }
 
 // Leaves in sums.above what each wave finds above those tries that have a bit in `asked`, in every `step`-th slice from `j` on. A wave takes a few
-// slices, and of those the groups that reach the lowest of the tries.
-template <typename T>
+// slices, and of those the groups that reach the lowest of the tries, which may be the only `one`.
+template <typename T, bool one>
 DEVICE void sum_above(Shared &seen, u32 asked, const Try &lowest, Weigh weigh, u32 j, u32 step) {
     Sums &sums = sums_of(seen);
     u32 t = opaque(thread_index()), lane = t % WAVE, slices = seen.slices;
     Reached &reached = sums.reached[t / WAVE];
-    ROLLED for (u32 bits = asked; bits; bits &= bits - 1) sums.lanes[lowest_bit(bits)][t] = 0;
+    u32 lowest_id = lowest.id;
+    float logit = lowest.logit, previous = lowest.previous;
+    u64 sum = 0;
+    if (!one) ROLLED for (u32 bits = asked; bits; bits &= bits - 1) sums.lanes[lowest_bit(bits)][t] = 0;
     ROLLED for (; j < slices; j += AT_ONCE * step) {
         float most[AT_ONCE];
         u32 count = 0;
@@ -102,7 +130,7 @@ DEVICE void sum_above(Shared &seen, u32 asked, const Try &lowest, Weigh weigh, u
             reached.units[lane] = {s.floor, s.unit, shift_of(s, seen.unit)};
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-            bool reaches = lane < GROUPS && j + q * step < slices && most[q] > (lowest.id > (j + q * step) * SLICE ? lowest.previous : lowest.logit);
+            bool reaches = lane < GROUPS && j + q * step < slices && most[q] > (lowest_id > (j + q * step) * SLICE ? previous : logit);
             u64 hits = vote(reaches);
             if (reaches) reached.groups[count + count_bits(hits & (((u64)1 << lane) - 1))] = q * GROUPS + lane;
             count += count_bits(hits);
@@ -111,39 +139,33 @@ DEVICE void sum_above(Shared &seen, u32 asked, const Try &lowest, Weigh weigh, u
         // Four lanes read a group, two at a time.
         ROLLED for (u32 first = 0; first < count; first += WAVE / 2) {
             Four<T> four[2];
-            u32 id[2], slice[2], w[8], left[2];
-            float z[8];
+            TwoFours two;
+            u32 slice[2];
             UNROLL for (u32 q = 0; q < 2; q++) {
                 u32 i = first + q * (WAVE / 4) + lane / 4, group = reached.groups[i < count ? i : 0];
                 slice[q] = group / GROUPS;
-                id[q] = i < count ? (j + slice[q] * step) * SLICE + group % GROUPS * GROUP + lane % 4 * 4 : seen.vocab;
+                two.id[q] = i < count ? (j + slice[q] * step) * SLICE + group % GROUPS * GROUP + lane % 4 * 4 : seen.vocab;
             }
-            read_fours<2>((const T *)seen.logits, seen.vocab, id, four);
+            read_fours<2>((const T *)seen.logits, seen.vocab, two.id, four);
             UNROLL for (u32 q = 0; q < 2; q++) {
                 auto of = reached.units[slice[q]];
                 SliceScale s = {true, seen.scale.base, seen.scale.scale, of.floor, of.unit};
-                left[q] = weigh == BY_COUNT ? 0 : of.shift.left;
+                two.left[q] = weigh == BY_COUNT ? 0 : of.shift.left;
                 UNROLL for (u32 c = 4 * q; c < 4 * q + 4; c++) {
-                    z[c] = widen(four[q].x[c % 4]);
-                    w[c] = weigh == BY_COUNT ? 1 : weight(s, z[c]) >> of.shift.right;
+                    two.z[c] = widen(four[q].x[c % 4]);
+                    two.weights[c] = weigh == BY_COUNT ? 1 : weight(s, two.z[c]) >> of.shift.right;
                 }
             }
-            ROLLED for (u32 bits = asked; bits; bits &= bits - 1) {
+            if (one) sum += above_try(two, lowest_id, logit, previous);
+            ROLLED for (u32 bits = one ? 0 : asked; bits; bits &= bits - 1) {
                 const Try &drawn = seen.tried.drawn[lowest_bit(bits)];
-                u64 sum = sums.lanes[lowest_bit(bits)][t];
-                UNROLL for (u32 q = 0; q < 2; q++) {
-                    float threshold = id[q] + 4 <= drawn.id ? drawn.previous : drawn.logit;
-                    u32 found = 0;
-                    UNROLL for (u32 c = 4 * q; c < 4 * q + 4; c++) found += z[c] > threshold ? w[c] : 0;
-                    sum += (u64)found << left[q];
-                }
-                sums.lanes[lowest_bit(bits)][t] = sum;
+                sums.lanes[lowest_bit(bits)][t] += above_try(two, drawn.id, drawn.logit, drawn.previous);
             }
         }
         wave_barrier();  // the votes are one already, but do not promise it
     }
     ROLLED for (u32 bits = asked; bits; bits &= bits - 1) {
-        u64 sum = wave_sum(sums.lanes[lowest_bit(bits)][t]);
+        sum = wave_sum(one ? sum : sums.lanes[lowest_bit(bits)][t]);
         if (lane == 0) sums.above[weigh][t / WAVE][lowest_bit(bits)] = sum;
     }
 }
@@ -158,7 +180,10 @@ DEVICE void sum_asked(Shared &shared) {
         ROLLED for (u32 d = first + 1; d < TRIES; d++)
             if (tries >> d & 1 && drawn[d].key < lowest->key) lowest = drawn + d;
         u32 j = shared.part * WAVES + opaque(thread_index()) / WAVE, step = shared.parts * WAVES;
-        sum_above<T>(shared, tries, *lowest, (Weigh)weigh, j, step);
+        if ((tries & (tries - 1)) == 0)
+            sum_above<T, true>(shared, tries, *lowest, (Weigh)weigh, j, step);
+        else
+            sum_above<T, false>(shared, tries, *lowest, (Weigh)weigh, j, step);
     }
 }
 
@@ -244,20 +269,14 @@ DEVICE Next draw_tries(Row<T> &row, u32 stage) {
     Shared &shared = *row.shared;
     u64 whole = sum_slices(row, true);
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
-    Doubts doubts = bound_tries(shared);
-    u32 kept = first_kept(doubts), asked = ~doubts.low & ((1u << kept) - 1), words = uniform(doubts.words & (asked | asked << TRIES));
-    if (words == 0) {
-        if (uniform(shared.part)) return DONE;
-        barrier();  // before what the slices told is overwritten
-        if (uniform(kept) == TRIES) return SEARCH_AFTER_TRIES;
+    bound_tries(shared);
+    if (uniform(shared.tried.words) == 0) {
+        u32 kept = uniform(shared.tried.kept);
+        if (shared.part) return DONE;
+        if (kept == TRIES) return SEARCH_AFTER_TRIES;
         write_token(shared, shared.tried.drawn[kept].id);
         return DONE;
     }
-    if (thread_index() == 0) {
-        shared.tried.words = words;
-        shared.tried.kept = kept;
-    }
-    barrier();
     if (stage == BY_ITS_BLOCKS) return ASK;
     leave_to_be_asked(shared);
     return DONE;

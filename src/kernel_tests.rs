@@ -267,9 +267,35 @@ fn sampling_cases() -> Vec<Case> {
         }
     }
     cases.push(sample::<f32>("few of 40,000", &ranked, dense));
+    cases.push(sample::<f32>(
+        "many in few slices",
+        &crowded(40_000, 64),
+        dense,
+    ));
     // Slices outnumber k, or candidates what is ranked at once.
     cases.push(sample::<f32>("40,000", &mixed(40_000, 30, 3), view));
     cases
+}
+
+/// Rows whose `k` first tokens are in so few slices that the k-th slice reaches far below them: more candidates than are ranked, of which
+/// few, or all, can be among the first `k`.
+fn crowded(vocab: usize, k: u32) -> Vec<(Vec<f32>, SamplingParams)> {
+    let mut all = Vec::new();
+    for (equal, different) in [(0, 300), (0, 2000), (190, 200), (257, 10), (400, 0)] {
+        let mut row = vec![-50.0; vocab];
+        row.iter_mut().step_by(512).for_each(|z| *z = 0.0);
+        row[3..3 + equal].fill(1.5);
+        for (i, z) in row[3 + equal..].iter_mut().take(different).enumerate() {
+            *z = 1.0 + (i * 7919 % different) as f32 / different as f32;
+        }
+        let params = SamplingParams::new().top_k(k).seed(different as u64);
+        let both = params.clone().top_p(0.8);
+        let joint = both.clone().order(TopKTopP::Joint);
+        for params in [params.clone(), params.min_p(0.3), both, joint] {
+            all.push((row.clone(), params));
+        }
+    }
+    all
 }
 
 /// Next-token logits of Qwen2.5-Coder-0.5B-Instruct (see `tests/data/README.md`).
@@ -488,6 +514,9 @@ fn a_missing_barrier_is_noticed() {
         &special,
         place,
     ));
+    let many = |row: usize| (rows_of[row].clone(), new().top_k(2000));
+    let without_tries = [crowded(20_000, 30), vec![many(5), many(13)]].concat();
+    cases.push(sample::<f32>("without tries", &without_tries, place));
     cases.push(elementwise(1, &rows(1003, 0), 0, ops::softmax));
     cases.push(elementwise(2, &rows(1003, 0)[..4], 0, ops::prefix_sum));
     harness.write(&cases);
@@ -498,7 +527,7 @@ fn a_missing_barrier_is_noticed() {
     );
     let barriers = barriers();
     let wrong = |barrier: &&[String; 2]| {
-        (1..4).any(|seed| harness.run(seed, &barrier[..]).as_ref() != Ok(&want))
+        (1..10).any(|seed| harness.run(seed, &barrier[..]).as_ref() != Ok(&want))
     };
     let unnoticed: Vec<_> = barriers.iter().filter(|b| !wrong(b)).collect();
     assert!(unnoticed.is_empty(), "{unnoticed:?} of {barriers:?}");

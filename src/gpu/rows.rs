@@ -47,10 +47,10 @@ const LOOKING_BLOCKS_A_ROW: usize = 32;
 /// cost little, not nothing.
 const MIXED_BLOCKS_A_ROW: usize = 16;
 const MIXED_BLOCKS: usize = 2048;
-/// Where so few rows have tries, among so few, the blocks that draw ask for them at once, at most so many a row.
+/// Of so few rows the blocks that draw ask for tries at once, at most so many a row.
 const FEW_ROWS: usize = 8;
 const DRAWING_BLOCKS_A_ROW: usize = 32;
-/// Otherwise so many do in a launch of their own.
+/// Otherwise as many do, in a launch of their own, as a large GPU has at once, or as there are rows.
 const ASKING_BLOCKS: usize = 264;
 
 /// Who asks for tries of which the slices do not tell whether they are kept: `Stage` in `kernels/try.h`.
@@ -179,7 +179,7 @@ impl<G: Gpu> Rows<G> {
         };
         let looked_at = params.iter().filter(|row| wants_look(row, vocab)).count();
         let tried = params.iter().filter(|row| row.tries(vocab)).count();
-        let draw = |after_look: bool, grid: [usize; 2], parts: usize, stage: Stage| {
+        let draw_by = |after_look: bool, grid: [usize; 2], parts: usize, stage: Stage| {
             let ids = Argument::Address(ids);
             let mut arguments = [
                 address,
@@ -208,17 +208,17 @@ impl<G: Gpu> Rows<G> {
             unsafe { gpu.launch(kernel, grid, BLOCK, arguments) }
         };
         let draw = |after_look: bool| {
-            let countable = countable_blocks(vocab);
             if tried == 0 || vocab <= CAPACITY {
-                draw(after_look, [rows, 1], 1, Stage::ByItsBlocks)
+                draw_by(after_look, [rows, 1], 1, Stage::ByItsBlocks)
             } else if rows <= FEW_ROWS {
-                let parts = blocks_a_row(rows).min(DRAWING_BLOCKS_A_ROW).min(countable);
-                draw(after_look, [rows, parts], parts, Stage::ByItsBlocks)
+                let most = DRAWING_BLOCKS_A_ROW.min(countable_blocks(vocab));
+                let parts = blocks_a_row(rows).min(most);
+                draw_by(after_look, [rows, parts], parts, Stage::ByItsBlocks)
             } else {
-                draw(after_look, [rows, 1], 1, Stage::ToBeAsked)?;
-                // Enough for all rows, and not more for one than can be counted.
+                draw_by(after_look, [rows, 1], 1, Stage::ToBeAsked)?;
+                // The kernel divides them by the rows that have something to ask.
                 let blocks = ASKING_BLOCKS.max(rows);
-                draw(after_look, [blocks, 1], blocks, Stage::Asked)
+                draw_by(after_look, [blocks, 1], blocks, Stage::Asked)
             }
         };
         if looked_at == 0 {
