@@ -161,10 +161,10 @@ DEVICE void shorten(Row<T> &row, u32 k, float bound) {
     u32 *counts = list.masses, count = uniform(list.count), t = opaque(thread_index());
     if (t < BINS) counts[t] = 0;
     if (t == 0) list.few = 0;
-    barrier();
+    barrier();  // without it, the bound would be lower, and the token the same
     Steps steps = steps_of(top, bound);
     ROLLED for (u32 i = t; i < count; i += BLOCK) atomic_add(&counts[step_of(steps, key_logit(list.keys[i]))], 1);
-    barrier();
+    barrier();  // the same
     if (wave_index() == 0) kth_bin(shared, counts, steps, k, 0, RANKED);
     barrier();
     bound = shared.bound;

@@ -34,12 +34,12 @@ DEVICE bool wants_look(const RowParams &p, u32 vocab) {
     return !is_bounded_by_slices(p.top_k, vocab) && !has_tries(p, vocab);
 }
 
-// The block's copy of where the row is, and of its parameters.
+// The block's copy of where the row is, which one thread says, and of its parameters.
 template <typename T>
-DEVICE void place_row(Seen &seen, u32 row, const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,
+DEVICE void place_row(Seen &seen, u32 by, u32 row, const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,
                       const bf16 *groups, u64 *mass, u64 *kept, u64 *wide) {
     u32 slices = (vocab + SLICE - 1) / SLICE, t = thread_index();
-    if (t == 0) {
+    if (t == by) {
         seen.logits = (const GLOBAL T *)(logits + row * stride);
         seen.vocab = vocab;
         seen.slices = slices;
@@ -264,23 +264,24 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     } else if (with_tries && part && !has_tries(params[index], vocab)) {
         return;
     }
+    // All that is asked for at first is asked for before anything waits.
     Row<T> row = {&shared, {&shared.scratch, 0}, NEG_INF, 0};
     if (!asks && t < slices) {
         row.mine = largest[(u64)index * slices + t];
         row.mass = mass[(u64)index * slices + t];
     }
-    place_row(shared, index, logits, stride, vocab, params, largest, groups, mass, kept, wide);
+    u64 position = t == BLOCK - 1 ? positions[index] : 0;
+    // The last waves may have no slices to wait for.
+    place_row(shared, BLOCK - 1 - WAVE, index, logits, stride, vocab, params, largest, groups, mass, kept, wide);
     GLOBAL Wide *mine = wide_of(wide, index);
     if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u32 *)(State *)&shared)[t] = ((const GLOBAL u32 *)mine)[t];
     if (asks && t < TRIED_WORDS) ((u32 *)&shared.tried)[t] = ((const GLOBAL u32 *)&mine->tried)[t];
-    if (t == 0) {
-        shared.part = part;
-        shared.parts = parts;
-    }
     if (t == BLOCK - 1) {
         shared.id = (GLOBAL u32 *)(ids + index);
         shared.next_position = (GLOBAL u64 *)(positions + index);
-        shared.position = positions[index];
+        shared.position = position;
+        shared.part = part;
+        shared.parts = parts;
     }
     begin_to_gather(shared);
     bool looked = false;
@@ -325,7 +326,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     u32 step = sample_step(vocab);
     Four<T> sample[SAMPLE_AT_ONCE];
     read_sample<SAMPLE_AT_ONCE>(sample, logits + index * stride, vocab, sample_first(logits + index * stride, step), sample_stride(step));
-    place_row(seen, index, logits, stride, vocab, params, largest, groups, mass, kept, wide);
+    place_row(seen, 0, index, logits, stride, vocab, params, largest, groups, mass, kept, wide);
     // The sample's bins.
     ROLLED for (u32 i = opaque(t); i < SAMPLE_BINS; i += BLOCK) room[i] = 0;
     Ends ends = ends_of(my_largest, largest + (u64)index * slices, slices, block);

@@ -279,7 +279,7 @@ fn sampling_cases() -> Vec<Case> {
 
 /// Rows whose `k` first tokens are in so few slices that the k-th slice reaches far below them: more candidates than are ranked, of which
 /// few, or all, can be among the first `k`.
-fn crowded(vocab: usize, k: u32) -> Vec<(Vec<f32>, SamplingParams)> {
+fn crowded(vocab: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
     let mut all = Vec::new();
     for (equal, different) in [(0, 300), (0, 2000), (190, 200), (257, 10), (400, 0)] {
         let mut row = vec![-50.0; vocab];
