@@ -43,8 +43,6 @@ struct Tried {
     Try drawn[TRIES];
     u32 words;
     u32 kept;  // the first try without a doubt; TRIES if there is none
-    u32 unused;
-    u32 queue;  // not this row's: one of those of which something is to be asked
 };
 
 // What blocks of a row find together. A look from pivots: how many tokens are above the low one (above the high one, in the upper half), their
@@ -70,6 +68,7 @@ struct Wide {
     State state;
     Tally tally;
     Tried tried;
+    u32 queue, unused;  // not this row's: one of those of which something is to be asked
     u64 keys[LISTED];
     u32 masses[LISTED];  // packed
 };

@@ -260,7 +260,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         parts = parts_of_row(vocab, slices, parts / queued);
         part = index / queued;
         if (part >= parts) return;
-        index = uniform(wide_of(wide, index % queued)->tried.queue);
+        index = uniform(wide_of(wide, index % queued)->queue);
     } else if (with_tries && part && !has_tries(params[index], vocab)) {
         return;
     }

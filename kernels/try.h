@@ -256,11 +256,10 @@ DEVICE void leave_to_be_asked(const Shared &shared) {
     GLOBAL Wide *wide = shared.wide;
     u32 t = opaque(thread_index());
     if (t < STATE_WORDS) ((GLOBAL u32 *)&wide->state)[t] = ((const u32 *)(const State *)&shared)[t];
-    // But for the last word, which is the queue's.
-    if (t < TRIED_WORDS - 1) ((GLOBAL u32 *)&wide->tried)[t] = ((const u32 *)&shared.tried)[t];
+    if (t < TRIED_WORDS) ((GLOBAL u32 *)&wide->tried)[t] = ((const u32 *)&shared.tried)[t];
     if (t) return;
     u64 *all = (u64 *)wide - (u64)block_index() * WIDE_WORDS;
-    wide_of(all, atomic_add_on_device((u32 *)&wide_of(all, 0)->tally.queued, 1))->tried.queue = block_index();
+    wide_of(all, atomic_add_on_device((u32 *)&wide_of(all, 0)->tally.queued, 1))->queue = block_index();
 }
 
 // Draws tries, and the first that is kept if the slices tell. Several blocks of a row all draw the same.
