@@ -121,7 +121,7 @@ impl Kernels {
 const GROUPS: usize = 32;
 
 /// Threads of a block that reads slices, as in `kernels/read.h`.
-const READ_BLOCK: u32 = 128;
+pub(super) const READ_BLOCK: u32 = 128;
 
 /// More blocks than a large GPU runs at once; where slices are enough for twice as many, each wave reads two of them, and so on.
 const READING_BLOCKS: usize = 16_384;
