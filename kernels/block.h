@@ -54,15 +54,13 @@ DEVICE u64 block_max(Block &b, u64 x) {
     return x;
 }
 
-// The sum over the threads before this one, from wave `from` on; and over all of them.
-DEVICE u64 block_prefix(Block &b, u64 x, u32 from, u64 *total) {
+// The sum over the threads before this one; and over all of them.
+DEVICE u64 block_prefix(Block &b, u64 x, u64 *total) {
     u64 *words = next_words(b);
     u64 prefix = wave_prefix(x);
     if (lane_index() == WAVE - 1) words[wave_index()] = prefix;
     barrier();
     u64 waves = lane_index() < WAVES ? words[lane_index()] : 0;
     *total = wave_sum(waves);
-    return wave_sum(lane_index() >= from && lane_index() < wave_index() ? waves : 0) + prefix - x;
+    return wave_sum(lane_index() < wave_index() ? waves : 0) + prefix - x;
 }
-
-DEVICE u64 block_prefix(Block &b, u64 x, u64 *total) { return block_prefix(b, x, 0, total); }

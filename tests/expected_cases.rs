@@ -302,6 +302,23 @@ fn draws(vocab: usize, seed: u64, each: usize) -> Vec<(String, Vec<f32>, Setting
         .collect()
 }
 
+/// The first slice has more tokens above the others' than are ranked, so a small top-k has its list shortened first.
+fn crowded(vocab: usize) -> impl Iterator<Item = (String, Vec<f32>, Settings)> {
+    let mut row: Vec<f32> = (0..vocab).map(|i| -1.0 - (i % 7) as f32).collect();
+    for (i, z) in row.iter_mut().take(300).enumerate() {
+        *z = (i * 7919 % 300) as f32 / 100.0;
+    }
+    let s = Settings::new;
+    let settings = [
+        s(8, 0.0, -1.0),
+        s(8, 0.7, -1.0),
+        s(8, 0.7, 0.1).order(Joint),
+    ];
+    settings
+        .into_iter()
+        .map(move |s| ("300 in a slice".to_string(), row.clone(), s))
+}
+
 #[test]
 #[ignore = "writes files for other harnesses"]
 fn write_expected_cases() -> Result<()> {
@@ -319,10 +336,11 @@ fn write_expected_cases() -> Result<()> {
         (1003, 6),
         (5000, 3),
     ] {
-        let (rows, name) = (
-            draws(vocab, vocab as u64, each),
-            format!("sample-f32-{vocab}"),
-        );
+        let mut rows = draws(vocab, vocab as u64, each);
+        if vocab == 5000 {
+            rows.extend(crowded(vocab));
+        }
+        let name = format!("sample-f32-{vocab}");
         cases.sample(&name, DType::F32, 0, rows.clone())?;
         if vocab > 512 {
             cases.sample_without_tries(&name, DType::F32, rows)?;
