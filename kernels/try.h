@@ -148,6 +148,7 @@ DEVICE void sum_above(Shared &seen, u32 asked, const Try &lowest, Weigh weigh, u
             }
             read_fours<2>((const T *)seen.logits, seen.vocab, two.id, four);
             UNROLL for (u32 q = 0; q < 2; q++) {
+                // Where a slice reaches above a token that was drawn, it has mass.
                 auto of = reached.units[slice[q]];
                 SliceScale s = {true, seen.scale.base, seen.scale.scale, of.floor, of.unit};
                 two.left[q] = weigh == BY_COUNT ? 0 : of.shift.left;
