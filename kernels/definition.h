@@ -128,37 +128,30 @@ DEVICE u64 philox(u64 seed, u64 position, u32 round) {
     return (u64)c1 << 32 | c0;
 }
 
-// ---- A row's parameters, as src/params.rs lays them out. ----------------------------------------------------
+// ---- A row's parameters, as src/device_params.rs lays them out. ---------------------------------------------
 
+// Flags: what follows from the parameters for this vocabulary, so that nobody has to wait for one after the other. A greedy row has no other.
 #define GREEDY 1u
 #define RENORMALISED 2u
+#define TOP_K 4u
+#define TOP_P 8u
+#define MIN_P 16u
+#define TRIED 32u
+#define BY_SLICES 64u
 
 struct RowParams {
     float scale, inverse;
-    float min_p_offset;  // T · ln(min_p); -inf keeps every token
+    float min_p_offset;  // T · ln(min_p)
     u32 top_k;
-    u64 top_p;  // p · 2^64; 0 is none
+    u64 top_p;  // p · 2^64
     u64 seed;
     u32 flags;
     u32 unused;
 };
 
-// A compiler for AMD has to be told that a row's parameters are every lane's.
-DEVICE bool has_top_k(const RowParams &p, u32 vocab) { return uniform(p.top_k) < vocab; }
-DEVICE bool has_top_p(const RowParams &p) { return uniform(p.top_p != 0); }
-DEVICE bool has_min_p(const RowParams &p) { return uniform(p.min_p_offset > NEG_INF); }
-DEVICE bool is_renormalised(const RowParams &p, u32 vocab) {
-    return has_top_k(p, vocab) && has_top_p(p) && uniform(p.flags & RENORMALISED);
-}
-DEVICE bool is_unfiltered(const RowParams &p, u32 vocab) { return !has_top_p(p) && !has_min_p(p) && !has_top_k(p, vocab); }
+DEVICE bool is_unfiltered(u32 flags) { return !(flags & (GREEDY | TOP_K | TOP_P | MIN_P)); }
 
-// Rows whose token is the first of so many drawn from all that is kept, if one is.
+// Rows with that flag: the token is the first of so many drawn from all that is kept, if one is.
 #define TRIES 4u
-
-DEVICE bool has_tries(const RowParams &p, u32 vocab) {
-    if (uniform(p.flags & GREEDY)) return false;
-    return has_top_k(p, vocab) ? uniform(p.top_k * 8 > vocab) && !is_renormalised(p, vocab) : has_top_p(p);
-}
-
 // The random number that draws from what is kept comes after those of the tries.
-DEVICE u32 last_round(const RowParams &p, u32 vocab) { return has_tries(p, vocab) ? TRIES : 0; }
+DEVICE u32 last_round(u32 flags) { return flags & TRIED ? TRIES : 0; }

@@ -1,5 +1,6 @@
 // The draw: inverse CDF, ids ascending. From the slices' masses, or from a list of candidates after the filters have had their say.
 #pragma once
+#include "gather.h"
 #include "read.h"
 #include "row.h"
 
@@ -104,35 +105,35 @@ template <typename T>
 DEVICE u32 draw_one(Row<T> &row, bool all, u64 low) {
     Shared &shared = *row.shared;
     u64 total = sum_slices(row, all);
-    const u64 *random = shared.random + last_round(shared.params, shared.vocab);
-    draw_by_slices<T>(shared, row.block, random, 1, total, all, low, shared.tried.drawn);
+    draw_by_slices<T>(shared, row.block, shared.random + TRIES, 1, total, all, low, shared.tried.drawn);
     return shared.tried.drawn[0].id;
 }
 
 // The questions in turn, to a list of all tokens above `low`, those that can be kept among them: which is the k-th, which the last of the
 // nucleus, which is drawn? `kept` is the mass above `low`, or 0 if it is not known. False if `low`, an estimate, turns out to be too high.
 template <typename T>
-DEVICE bool draw_from_many(Row<T> &row, const RowParams &p, bool estimated, u64 low, u64 kept, u32 *id) {
+DEVICE bool draw_from_many(Row<T> &row, bool estimated, u64 low, u64 kept, u32 *id) {
     enum { KTH, NUCLEUS, DRAWN };
     Candidates &list = row.shared->list;
-    ROLLED for (u32 ask = has_top_k(p, row.shared->vocab) ? KTH : has_top_p(p) ? NUCLEUS : DRAWN; ask <= DRAWN; ask++) {
+    const RowParams &p = row.shared->params;
+    ROLLED for (u32 ask = row.flags & TOP_K ? KTH : row.flags & TOP_P ? NUCLEUS : DRAWN; ask <= DRAWN; ask++) {
         u64 x = p.top_k - 1;
         if (ask == KTH && uniform(list.count <= x)) {
             if (estimated) return false;
             continue;
         }
-        if (ask == NUCLEUS && !has_top_p(p)) continue;
+        if (ask == NUCLEUS && !(row.flags & TOP_P)) continue;
         if (ask == DRAWN && uniform(row.shared->least > low)) {
             low = row.shared->least;
             kept = 0;
         }
         if (ask != KTH && uniform(kept == 0)) kept = mass_above(list, row.block, low);
         if (ask == NUCLEUS) {
-            u64 limit = nucleus_limit(p.top_p, is_renormalised(p, row.shared->vocab) ? kept : row.shared->whole);
+            u64 limit = nucleus_limit(p.top_p, row.flags & RENORMALISED ? kept : row.shared->whole);
             if (uniform(kept < limit)) continue;
             x = limit - 1;
         }
-        if (ask == DRAWN) x = mul_hi(row.shared->random[last_round(p, row.shared->vocab)], kept);
+        if (ask == DRAWN) x = mul_hi(row.shared->random[TRIES], kept);
         u64 bottom = ask == DRAWN ? ~row.shared->vocab : low, top = ask == DRAWN ? 0xffffffffu : row.shared->top;
         Sequence order = ask == DRAWN ? BY_ID : BY_KEY;
         Weigh weigh = ask == KTH ? BY_COUNT : BY_MASS;
@@ -160,12 +161,12 @@ DEVICE u32 room_of(u32 place) {
 }
 
 // Of the first so many tokens in the order, the others are not kept.
-DEVICE u32 kept_at_most(const RowParams &p, u32 vocab, u32 count) { return has_top_k(p, vocab) && p.top_k < count ? p.top_k : count; }
+DEVICE u32 kept_at_most(const RowParams &p, u32 flags, u32 count) { return flags & TOP_K && p.top_k < count ? p.top_k : count; }
 
-// Draws from ranked tokens: a lane has so many that can be kept, and of all by id. One wave's.
+// Draws from ranked tokens: a lane has so many of the first ones, of which the filters keep no others, and of all by id. One wave's.
 template <u32 each, u32 each_id>
-DEVICE u32 draw_from_ranked(const Shared &shared, const RowParams &p, const u64 *keys, Ranked &ranked, u32 count) {
-    u32 begin = lane_index() * each, last = kept_at_most(p, shared.vocab, count), token[each];
+DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ranked &ranked, u32 last) {
+    u32 begin = lane_index() * each, token[each];
     u64 here[each], sum = 0, kept_mass = 0, limit = ~(u64)0;
     UNROLL for (u32 c = 0; c < each; c++) token[c] = begin + c < last ? ranked.by_rank[c * WAVE + lane_index()] : 0;
     UNROLL for (u32 c = 0; c < each; c++) {
@@ -173,7 +174,7 @@ DEVICE u32 draw_from_ranked(const Shared &shared, const RowParams &p, const u64 
         sum += here[c];
     }
     u64 above = wave_prefix(sum) - sum;
-    if (has_top_p(p)) limit = nucleus_limit(p.top_p, is_renormalised(p, shared.vocab) ? wave_sum(sum) : shared.whole);
+    if (flags & TOP_P) limit = nucleus_limit(shared.params.top_p, flags & RENORMALISED ? wave_sum(sum) : shared.whole);
     UNROLL for (u32 c = 0; c < each; c++) {
         if (begin + c < last && above < limit && keys[token[c] & 0xffffu] > shared.least) {
             kept_mass += here[c];
@@ -181,7 +182,7 @@ DEVICE u32 draw_from_ranked(const Shared &shared, const RowParams &p, const u64 
         }
         above += here[c];
     }
-    u64 x = mul_hi(shared.random[last_round(p, shared.vocab)], wave_sum(kept_mass));
+    u64 x = mul_hi(shared.random[TRIES], wave_sum(kept_mass));
     wave_barrier();  // the sum is one already, but does not promise it
     sum = 0;
     u64 kept[each_id];
@@ -210,12 +211,12 @@ struct alignas(16) Pair {
 // The same for a list of up to RANKED: each token's place in the order and among ids, by comparing it with all others; then one wave draws.
 // The token is for the first wave.
 template <typename T>
-DEVICE bool draw_by_rank(Row<T> &row, const RowParams &p, bool estimated, u32 *id) {
+DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 *id) {
     Shared &shared = *row.shared;
     Candidates &list = shared.list;
     Ranked &ranked = *(Ranked *)(list.keys + RANKED);
     u32 count = uniform(list.count);
-    if (estimated && uniform(count < p.top_k)) return false;
+    if (estimated && uniform(count < shared.params.top_k)) return false;
     // Tokens are weighed by the last threads, which have the fewest to compare.
     u32 weighed = BLOCK - 1 - thread_index();
     if (weighed < count) ranked.masses[weighed] = unpack_mass(packed_mass(shared, list.keys[weighed]));
@@ -226,7 +227,7 @@ DEVICE bool draw_by_rank(Row<T> &row, const RowParams &p, bool estimated, u32 *i
     static_assert(RANKED / 2 * 4 == BLOCK, "a team for each two tokens");
     const Pair *pairs = (const Pair *)list.keys;
     u32 at = thread_index() & (team - 1);
-    u32 ranks = kept_at_most(p, shared.vocab, count);
+    u32 ranks = kept_at_most(shared.params, row.flags, count);
     bool few_ids = uniform(count <= 2 * WAVE), few_ranks = uniform(ranks <= 2 * WAVE);
     if (uniform(wave_index() * WAVE >> bits) * 2 < count) {
         Pair own = pairs[mine];
@@ -254,18 +255,25 @@ DEVICE bool draw_by_rank(Row<T> &row, const RowParams &p, bool estimated, u32 *i
     *id = 0;
     if (wave_index() > 0) return true;
     if (few_ids)
-        *id = draw_from_ranked<2, 2>(shared, p, list.keys, ranked, count);
+        *id = draw_from_ranked<2, 2>(shared, row.flags, list.keys, ranked, ranks);
     else if (few_ranks)
-        *id = draw_from_ranked<2, RANKED / WAVE>(shared, p, list.keys, ranked, count);
+        *id = draw_from_ranked<2, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks);
     else
-        *id = draw_from_ranked<RANKED / WAVE, RANKED / WAVE>(shared, p, list.keys, ranked, count);
+        *id = draw_from_ranked<RANKED / WAVE, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks);
     return true;
 }
 
 // The same whatever the list's length.
 template <typename T>
-DEVICE bool draw_from_list(Row<T> &row, const RowParams &p, bool estimated, u64 low, u64 kept, u32 *id) {
-    if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, p, estimated, id);
+DEVICE bool draw_from_list(Row<T> &row, bool estimated, u64 low, u64 kept, u32 *id) {
+    bool short_enough = false;
+    ROLLED for (;;) {
+        if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, estimated, id);
+        if (short_enough || estimated || !(row.flags & BY_SLICES)) break;
+        // Of a small top k.
+        shorten(row, row.shared->params.top_k, key_logit(low));
+        short_enough = true;
+    }
     if (!estimated) weigh_list(row);
-    return draw_from_many(row, p, estimated, low, kept, id);
+    return draw_from_many(row, estimated, low, kept, id);
 }

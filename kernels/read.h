@@ -8,12 +8,8 @@
 #define SLICES_PER_BLOCK (READ_BLOCK / WAVE)
 
 // Whether the row's mass is wanted: to draw from all of it, or as what p is a share of.
-DEVICE bool wants_mass(const RowParams &p, u32 vocab) {
-    if (uniform(p.flags & GREEDY) || is_renormalised(p, vocab)) return false;
-    return has_top_p(p) || is_unfiltered(p, vocab) || has_tries(p, vocab);
-}
-
-DEVICE bool wants_groups(const RowParams &p, u32 vocab) { return !uniform(p.flags & GREEDY) && !is_unfiltered(p, vocab); }
+DEVICE bool wants_mass(u32 flags) { return !(flags & RENORMALISED) && (flags & (TOP_P | TRIED) || is_unfiltered(flags)); }
+DEVICE bool wants_groups(u32 flags) { return flags & (TOP_K | TOP_P | MIN_P); }
 
 // Before others add to it. One wave's.
 DEVICE void forget(GLOBAL Wide *wide) {
@@ -55,11 +51,13 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
     if (wide && j == 0) forget(wide_of(wide, row));
     logits += row * stride;
     const RowParams &p = params[shared_params ? 0 : row];
-    bool with_groups = wants_groups(p, vocab), with_mass = wants_mass(p, vocab);
     Scale scale = {0.0f, p.scale, p.inverse};
+    u32 of_row = p.flags;
     ROLLED for (; j < slices; j += step) {
         float z[STEPS];
         load_slice(logits, vocab, j, z);
+        // Not looked at before the logits are asked for.
+        u32 flags = uniform(opaque(of_row));
         float four[STEPS / 4], most = NEG_INF;
         UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
             four[v] = larger(larger(z[4 * v], z[4 * v + 1]), larger(z[4 * v + 2], z[4 * v + 3]));
@@ -67,9 +65,9 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
         }
         most = wave_largest(most);
         u64 at = (u64)row * slices + j;
-        if (with_groups) write_groups(four, groups + at * GROUPS);
+        if (wants_groups(flags)) write_groups(four, groups + at * GROUPS);
         u64 sum = 0;
-        if (with_mass) {
+        if (wants_mass(flags)) {
             SliceScale s = slice_scale(scale, most, NEGLIGIBLE);
             if (s.some) sum = mass_of(z, s);
         }

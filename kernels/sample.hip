@@ -21,18 +21,9 @@
 
 // For a list of all kept tokens, if the search says that the list is long enough: others than the k-th may be sought among them.
 #define MAX_K_LISTED 1536u
-// Up to this many tokens, and not more than seven eighths of the slices, are bounded by the slices' largest logits.
-#define MAX_K_BY_SLICES 160u
-
-DEVICE bool is_bounded_by_slices(u32 top_k, u32 vocab) {
-    return uniform(top_k <= MAX_K_BY_SLICES && top_k * 8 <= (vocab + SLICE - 1) / SLICE * 7);
-}
 
 // Rows of which `look` finds out what to keep, before they are drawn from, where the vocabulary is above CAPACITY.
-DEVICE bool wants_look(const RowParams &p, u32 vocab) {
-    if (uniform(p.flags & GREEDY) || !has_top_k(p, vocab)) return false;
-    return !is_bounded_by_slices(p.top_k, vocab) && !has_tries(p, vocab);
-}
+DEVICE bool wants_look(u32 flags) { return (flags & (TOP_K | BY_SLICES | TRIED)) == TOP_K; }
 
 // The block's copy of where the row is, which one thread says, and of its parameters.
 template <typename T>
@@ -108,27 +99,27 @@ DEVICE void sum_again(Row<T> &row) {
 }
 
 // A logit with every kept token at or above it and few others, from the summaries and the tries, none of which is kept; -inf if they do not tell.
-template <typename T>
+template <typename T, bool with_tries>
 DEVICE float bound_of(Row<T> &row, Ends ends) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    float bound = has_tries(p, shared.vocab) ? key_logit(shared.refused) : NEG_INF;
+    float bound = with_tries && row.flags & TRIED ? key_logit(shared.refused) : NEG_INF;
     if (uniform(shared.vocab <= CAPACITY))
         bound = bound > LOWEST_LOGIT ? bound : LOWEST_LOGIT;
-    else if (has_top_k(p, shared.vocab) && is_bounded_by_slices(p.top_k, shared.vocab))
+    else if (row.flags & BY_SLICES)
         bound = kth_slice(row, p.top_k, ends.most, ends.least);
     // What p is a share of may include what min-p refuses.
     float least = ends.most + p.min_p_offset;
-    return least > bound && !is_renormalised(p, shared.vocab) ? least : bound;
+    return least > bound && !(row.flags & RENORMALISED) ? least : bound;
 }
 
 // Gathers the tokens that can be kept, if they are few. If they may be many, searches for the place below which nothing is kept, by each
 // filter, and draws from what is above. `looked`: others have begun with that.
-template <typename T>
+template <typename T, bool with_tries>
 DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    u32 *room = (u32 *)shared.list.keys, weigh = has_top_k(p, shared.vocab) ? BY_COUNT : BY_MASS, id;
+    u32 *room = (u32 *)shared.list.keys, weigh = row.flags & TOP_K ? BY_COUNT : BY_MASS, id;
     static_assert(ROOM_WORDS <= 2 * CAPACITY, "the candidates' room is enough");
     Four<T> four[1];
     // A list of all that can be kept, or of what is above an estimate.
@@ -136,18 +127,16 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
     u64 low = shared.low, kept = shared.tally.masses[0];
     if (estimated) {
         load_listed(row);
-    } else if (!looked || has_min_p(p)) {
-        float bound = bound_of(row, ends);
+    } else if (!looked || row.flags & MIN_P) {
+        float bound = bound_of<T, with_tries>(row, ends);
         listed = uniform(bound > NEG_INF) && gather(row, bound);
-        bool few = has_top_k(p, shared.vocab) && is_bounded_by_slices(p.top_k, shared.vocab);
-        if (few && listed && uniform(shared.list.count > RANKED)) shorten(row, p.top_k, bound);
         low = below_logit(bound);
         kept = 0;
     }
-    if (listed && uniform(draw_from_list(row, p, estimated, low, kept, &id))) return id;
+    if (listed && uniform(draw_from_list(row, estimated, low, kept, &id))) return id;
     barrier();
     for (;;) {
-        bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !has_top_p(p)));
+        bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !(p.flags & TOP_P)));
         if (done) {
             // What min-p refuses is left to be done.
             if (thread_index() == 0) shared.low = shared.high = shared.place > shared.least ? shared.place : shared.least;
@@ -156,7 +145,7 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         } else if (!looked) {
             if (uniform(shared.weigh != weigh)) {
                 // The nucleus is that of the whole row, or of the top k, which have been found then.
-                bool of_top_k = weigh == BY_MASS && is_renormalised(p, shared.vocab);
+                bool of_top_k = weigh == BY_MASS && uniform(p.flags & RENORMALISED);
                 u64 top_k_mass = of_top_k ? kept_mass(row) : 0;
                 barrier();
                 if (thread_index() == 0)
@@ -190,10 +179,10 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
     return draw_one(row, false, shared.low);
 }
 
-// The random numbers that the row wants, by the last threads.
-DEVICE void draw_random(Seen &seen, u64 position) {
-    u32 round = BLOCK - 1 - thread_index();
-    if (round <= last_round(seen.params, seen.vocab)) seen.random[round] = philox(seen.params.seed, position, round);
+// The row's random numbers, by threads of the last wave.
+DEVICE void draw_random(Seen &seen, u32 flags, u64 position) {
+    u32 t = BLOCK - 1 - thread_index();
+    if (t <= TRIES) seen.random[TRIES - t] = philox(seen.params.seed, position, t ? TRIES - t : last_round(flags));
 }
 
 // Before a search by a kernel with tries: registers were needed for other things. Has barriers.
@@ -220,25 +209,24 @@ DEVICE Ends begin_to_search(Row<T> &row, bool after_tries) {
 template <typename T, bool with_tries>
 DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
     Shared &shared = *row.shared;
-    const RowParams &p = shared.params;
-    bool only_one = uniform(p.flags & GREEDY || ends.most == POS_INF);
+    bool only_one = row.flags & GREEDY || uniform(ends.most == POS_INF);
+    u32 part = with_tries ? uniform(shared.part) : 0;
     if (only_one || !uniform(has_token(ends))) {
-        if (shared.part == 0) write_token(shared, has_token(ends) ? find_equal(row, ends.most) : INVALID_TOKEN);
+        if (part == 0) write_token(shared, has_token(ends) ? find_equal(row, ends.most) : INVALID_TOKEN);
         return DONE;
     }
     // Nobody needs it at once.
     if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
-    if (!wants_mass(p, shared.vocab)) return SEARCH;
+    if (!wants_mass(row.flags)) return SEARCH;
     barrier();
     if (uniform(shared.scale.base != 0.0f)) {
-        if (uniform(shared.part)) return DONE;
+        if (part) return DONE;
         if (thread_index() == 0) shared.parts = 1;
         sum_again(row);
         row.mass = thread_index() < shared.slices ? shared.mass[thread_index()] : 0;
     }
-    bool tries = has_tries(p, shared.vocab);
-    if (with_tries && tries) return draw_tries(row, stage);
-    if (is_unfiltered(p, shared.vocab)) {
+    if (with_tries && row.flags & TRIED) return draw_tries(row, stage);
+    if (is_unfiltered(row.flags)) {
         write_token(shared, draw_one(row, true, 0));
         return DONE;
     }
@@ -261,11 +249,11 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         part = index / queued;
         if (part >= parts) return;
         index = uniform(wide_of(wide, index % queued)->queue);
-    } else if (with_tries && part && !has_tries(params[index], vocab)) {
+    } else if (with_tries && part && !uniform(params[index].flags & TRIED)) {
         return;
     }
     // All that is asked for at first is asked for before anything waits.
-    Row<T> row = {&shared, {&shared.scratch, 0}, NEG_INF, 0};
+    Row<T> row = {&shared, {&shared.scratch, 0}, uniform(params[index].flags), NEG_INF, 0};
     if (!asks && t < slices) {
         row.mine = largest[(u64)index * slices + t];
         row.mass = mass[(u64)index * slices + t];
@@ -280,8 +268,8 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         shared.id = (GLOBAL u32 *)(ids + index);
         shared.next_position = (GLOBAL u64 *)(positions + index);
         shared.position = position;
-        shared.part = part;
-        shared.parts = parts;
+        if (with_tries) shared.part = part;
+        if (with_tries) shared.parts = parts;
     }
     begin_to_gather(shared);
     bool looked = false;
@@ -293,12 +281,12 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     // Has a barrier, too.
     if (!asks) ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
     // What nobody needs at once is left to waves that may have no slices, while others go on.
-    draw_random(shared, shared.position);
+    draw_random(shared, row.flags, shared.position);
     Next next = asks ? ASK : looked ? SEARCH : draw_at_once<T, with_tries>(row, ends, stage);
     if (with_tries && next == ASK) next = draw_asked(row);
     if (next == DONE) return;
     if (with_tries) ends = begin_to_search(row, next == SEARCH_AFTER_TRIES);
-    write_token(shared, draw_filtered(row, ends, after_look && uniform(shared.tally.looked)));
+    write_token(shared, draw_filtered<T, with_tries>(row, ends, after_look && uniform(shared.tally.looked)));
 }
 
 // No filter that wants it, no token, or no sums yet: `draw` will see.
@@ -319,7 +307,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     Block block = {&seen.scratch, 0};
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     GLOBAL Wide *mine = wide_of(wide, index);
-    if (!all_rows && !wants_look(params[index], vocab)) return nothing_to_look_for(mine);
+    if (!all_rows && !wants_look(uniform(params[index].flags))) return nothing_to_look_for(mine);
     // Asked for before anything is known, lest it be waited for one after the other.
     float my_largest = t < slices ? largest[(u64)index * slices + t] : NEG_INF;
     u64 my_mass = t < slices ? mass[(u64)index * slices + t] : 0;
@@ -335,7 +323,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     if (!uniform(looks)) return nothing_to_look_for(mine);
     if (t == 0) measure(seen, ends);
     barrier();
-    u64 whole = wants_mass(p, vocab) ? whole_of(seen, block, my_largest, my_mass) : 0;
+    u64 whole = wants_mass(uniform(p.flags)) ? whole_of(seen, block, my_largest, my_mass) : 0;
     if (t == 0) {
         seen.whole = whole;
         begin(seen, p, BY_COUNT, LOWEST_KEY, whole);

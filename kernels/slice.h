@@ -109,8 +109,16 @@ DEVICE void read_fours(const T *row, u32 vocab, const u32 *first, Four<T> *four)
 template <typename T>
 DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
     Four<T> four[STEPS / 4];
-    if (LIKELY((u64)row % sizeof(Four<T>) == 0 && (j + 1) * SLICE <= vocab)) {
+    bool aligned = (u64)row % sizeof(Four<T>) == 0;
+    if (LIKELY(aligned && (j + 1) * SLICE <= vocab)) {
         UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = *(const Four<T> *)(row + j * SLICE + place_of(v * 4));
+    } else if (aligned && vocab % 4 == 0) {
+        // The row's last slice, which others wait for.
+        UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
+            u32 first = j * SLICE + place_of(v * 4);
+            four[v] = {masked(T()), masked(T()), masked(T()), masked(T())};
+            if (first < vocab) four[v] = *(const Four<T> *)(row + first);
+        }
     } else {
         UNROLL for (u32 i = 0; i < STEPS; i++) {
             u32 id = j * SLICE + place_of(i);

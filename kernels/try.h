@@ -9,7 +9,7 @@
 
 // What is above a token that is kept is less than this. Asked by lanes of a wave, each for its own.
 DEVICE u64 limit_of(const RowParams &p, u64 whole, u32 weigh) { return weigh == BY_COUNT ? p.top_k : nucleus_limit(p.top_p, whole); }
-DEVICE bool is_judged(const RowParams &p, u32 vocab, u32 weigh) { return weigh == BY_COUNT ? p.top_k < vocab : p.top_p != 0; }
+DEVICE bool is_judged(u32 flags, u32 weigh) { return flags & (weigh == BY_COUNT ? TOP_K : TOP_P); }
 
 // What a wave has in shared memory while it goes from slices to groups: the groups to read, as slices of the few at hand, and how these weigh.
 struct Reached {
@@ -48,8 +48,7 @@ DEVICE Doubts doubts_of(const Shared &shared, u64 above, u32 asked) {
 
 // What the slices tell of the tries: they hold what is above one, and the try itself, in those slices that reach above it. Leaves the first try
 // without a doubt, and what is to be asked of those before it. Has a barrier at the end.
-DEVICE void bound_tries(Shared &shared) {
-    const RowParams &p = shared.params;
+DEVICE void bound_tries(Shared &shared, u32 flags) {
     const Slices &slices = slices_of(shared);
     Sums &sums = sums_of(shared);
     u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, d = wave / DRAWING_WAVES, part = wave % DRAWING_WAVES, count = 0;
@@ -70,8 +69,8 @@ DEVICE void bound_tries(Shared &shared) {
             count += above;
         }
     }
-    if (has_top_p(p)) mass = wave_sum(mass);
-    if (has_top_k(p, shared.vocab)) count = wave_sum(count);
+    if (flags & TOP_P) mass = wave_sum(mass);
+    if (flags & TOP_K) count = wave_sum(count);
     if (lane == 0) {
         sums.bounds[BY_COUNT * TRIES + d][part] = (u64)count * SLICE;
         sums.bounds[BY_MASS * TRIES + d][part] = mass;
@@ -82,7 +81,7 @@ DEVICE void bound_tries(Shared &shared) {
         u64 above = 0;
         UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) above += sums.bounds[mine][i];
         above -= shared.tried.drawn[mine % TRIES].own[weigh];
-        Doubts doubts = doubts_of(shared, above, (u32)vote(lane < WORDS && is_judged(p, shared.vocab, weigh)));
+        Doubts doubts = doubts_of(shared, above, (u32)vote(lane < WORDS && is_judged(flags, weigh)));
         u32 kept = first_kept(doubts), before = ~doubts.low & ((1u << kept) - 1);
         if (lane == 0) {
             shared.tried.kept = kept;
@@ -269,7 +268,7 @@ DEVICE Next draw_tries(Row<T> &row, u32 stage) {
     Shared &shared = *row.shared;
     u64 whole = sum_slices(row, true);
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
-    bound_tries(shared);
+    bound_tries(shared, row.flags);
     if (uniform(shared.tried.words) == 0) {
         u32 kept = uniform(shared.tried.kept);
         if (shared.part) return DONE;

@@ -4,6 +4,7 @@
 //! thread, under AddressSanitizer and UndefinedBehaviourSanitizer, in waves of 32 and 64 lanes. The order in which lanes,
 //! waves and blocks run is drawn from a seed; a result must not change with it.
 
+use crate::device_params::DeviceParams;
 use crate::params::{RowParams, SamplingParams, TopKTopP};
 use crate::{ops, reference};
 use candle_core::{DType, Device, Tensor, WithDType};
@@ -46,15 +47,9 @@ element!(bf16, 2);
 element!(u32, 3);
 
 /// `RowParams` as `kernels/definition.h` declares it.
-fn device_params(p: &RowParams) -> Vec<u8> {
-    let flags = u32::from(p.greedy) | u32::from(p.order == TopKTopP::Renormalised) << 1;
-    let mut bytes = Vec::with_capacity(40);
-    bytes.extend(f32::bytes(&[p.scale, p.inverse, p.min_p_offset]));
-    bytes.extend(p.top_k.to_le_bytes());
-    bytes.extend(p.top_p.unwrap_or(0).to_le_bytes());
-    bytes.extend(p.seed.to_le_bytes());
-    bytes.extend(u32::bytes(&[flags, 0]));
-    bytes
+fn device_params(params: &RowParams, vocab: usize) -> Vec<u8> {
+    let words = DeviceParams::new(params, vocab).words();
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// Where the rows are in their buffer. What surrounds them is NaN, lest anyone read it unnoticed.
@@ -103,8 +98,8 @@ fn sample<T: Element>(name: &str, rows: &[(Vec<f32>, SamplingParams)], place: Pl
     let (mut ids, mut next) = (Vec::new(), Vec::new());
     for (i, (_, params)) in rows.iter().enumerate() {
         let params = params.resolve().unwrap();
-        input.extend(device_params(&params));
         let wide: Vec<f32> = logits[i].iter().map(|z| z.to_f64() as f32).collect();
+        input.extend(device_params(&params, wide.len()));
         let id = reference::sample_row(&wide, &params, positions(i));
         ids.push(id.unwrap_or(u32::MAX));
         next.extend(positions(i).wrapping_add(1).to_le_bytes());
@@ -135,7 +130,8 @@ fn elementwise<T: Element>(
     let want = op(&xs).unwrap().flatten_all().unwrap().to_vec1::<T>();
     let mut input = header(kind, rows, usize::from(kind == 1), place);
     if kind == 1 {
-        input.extend(device_params(&SamplingParams::new().resolve().unwrap()));
+        let plain = SamplingParams::new().resolve().unwrap();
+        input.extend(device_params(&plain, rows[0].len()));
     }
     input.extend(T::bytes(&buffer(rows, place)));
     Case {

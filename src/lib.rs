@@ -38,6 +38,8 @@
 
 mod cpu;
 mod definition;
+#[cfg(any(test, feature = "cuda", feature = "hip"))]
+mod device_params;
 mod error;
 #[cfg(any(feature = "cuda", feature = "hip"))]
 mod gpu;

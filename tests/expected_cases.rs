@@ -81,7 +81,7 @@ impl Settings {
     }
 
     /// `RowParams` of kernels/definition.h.
-    fn bytes(&self) -> Vec<u8> {
+    fn bytes(&self, vocab: usize) -> Vec<u8> {
         let greedy = self.temperature < 1e-7;
         let t = if greedy { 1.0 } else { self.temperature };
         let scale = (std::f64::consts::LOG2_E / t) as f32;
@@ -93,7 +93,22 @@ impl Settings {
             Some(p) if p < 1.0 => ((p * 2f64.powi(64)) as u64).max(1),
             _ => 0,
         };
-        let flags = u32::from(greedy) | u32::from(self.order == Renormalised) << 1;
+        let k = self.top_k.filter(|&k| (k as usize) < vocab);
+        let by_slices = |k: u32| k <= 160 && k as usize * 8 <= vocab.div_ceil(512) * 7;
+        let flags = [
+            false,
+            k.is_some() && top_p > 0 && self.order == Renormalised,
+            k.is_some(),
+            top_p > 0,
+            min_p_offset > f32::NEG_INFINITY,
+            self.has_tries(vocab),
+            k.is_some_and(by_slices),
+        ];
+        let bit = |(i, &flag): (usize, &bool)| u32::from(flag) << i;
+        let flags: u32 = match greedy {
+            true => 1,
+            false => flags.iter().enumerate().map(bit).sum(),
+        };
         [
             &scale.to_le_bytes()[..],
             &inverse.to_le_bytes(),
@@ -261,7 +276,7 @@ impl Cases {
             "rows": draws.len(),
             "vocab": vocab,
             "stride": vocab + padding,
-            "params": draws.iter().map(|(_, _, s)| hex(s.bytes())).collect::<Vec<_>>(),
+            "params": draws.iter().map(|(_, row, s)| hex(s.bytes(row.len()))).collect::<Vec<_>>(),
             "positions": positions,
             "ids": ids,
             "about": draws.iter().map(|(kind, _, s)| format!("{kind}: {s:?}")).collect::<Vec<_>>(),

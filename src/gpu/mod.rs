@@ -24,7 +24,6 @@ mod rtc;
 pub(crate) use rows::State;
 
 use crate::definition::weight::SLICE;
-use crate::params::{RowParams, TopKTopP};
 
 /// Threads of a block, as `BLOCK` in `kernels/block.h`, but of those that read slices.
 pub(crate) const BLOCK: u32 = 512;
@@ -63,47 +62,6 @@ pub(crate) fn slices(vocab: usize) -> usize {
     vocab.div_ceil(SLICE)
 }
 
-/// One row's parameters in device memory: `RowParams` in `kernels/definition.h`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct DeviceParams {
-    scale: f32,
-    inverse: f32,
-    min_p_offset: f32,
-    top_k: u32,
-    top_p: u64,
-    seed: u64,
-    flags: u32,
-    unused: u32,
-}
-
-impl DeviceParams {
-    /// The same memory as 64-bit words, which every allocator and every copy takes.
-    pub(crate) fn words(self) -> [u64; 5] {
-        // SAFETY: plain memory of the same size, without padding.
-        unsafe { std::mem::transmute::<Self, [u64; 5]>(self) }
-    }
-}
-
-const GREEDY: u32 = 1;
-const RENORMALISED: u32 = 2;
-
-impl From<&RowParams> for DeviceParams {
-    fn from(row: &RowParams) -> Self {
-        let renormalised = row.order == TopKTopP::Renormalised;
-        Self {
-            scale: row.scale,
-            inverse: row.inverse,
-            min_p_offset: row.min_p_offset,
-            top_k: row.top_k,
-            top_p: row.top_p.unwrap_or(0),
-            seed: row.seed,
-            flags: u32::from(row.greedy) * GREEDY + u32::from(renormalised) * RENORMALISED,
-            unused: 0,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::launch::READ_BLOCK;
@@ -125,22 +83,5 @@ mod tests {
         assert!(source.contains(&format!("#define SLICE {SLICE}u")));
         assert!(source.contains(&format!("#define WIDE_WORDS {}u", rows::WIDE_WORDS)));
         assert!(source.contains(&format!("#define CAPACITY {}u", rows::CAPACITY)));
-        let most = format!("#define MAX_K_BY_SLICES {}u", rows::MAX_K_BY_SLICES);
-        assert!(source.contains(&most));
-    }
-
-    #[test]
-    fn parameters_lie_where_the_kernels_look() {
-        use crate::SamplingParams;
-        let params = SamplingParams::new()
-            .top_k(7)
-            .top_p(0.5)
-            .seed(9)
-            .resolve()
-            .unwrap();
-        let words = DeviceParams::from(&params).words();
-        assert_eq!(words[0] as u32, params.scale.to_bits());
-        assert_eq!(words[1], u64::from(f32::NEG_INFINITY.to_bits()) | 7 << 32);
-        assert_eq!(words[2..], [1 << 63, 9, u64::from(RENORMALISED)]);
     }
 }

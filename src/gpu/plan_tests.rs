@@ -9,8 +9,9 @@
 
 use super::launch::{Argument, Gpu, Logits, READ_BLOCK, checked};
 use super::rows::{Rows, State};
-use super::{BLOCK, DeviceParams, slices, source};
+use super::{BLOCK, slices, source};
 use crate::SamplingParams;
+use crate::device_params::DeviceParams;
 use crate::params::{RowParams, TopKTopP};
 use candle_core::{DType, Result, bail};
 use serde_json::{Value, json};
@@ -141,7 +142,7 @@ fn params(seeds: &[u64]) -> Vec<RowParams> {
 }
 
 fn words(params: &[RowParams]) -> Vec<u64> {
-    let words = |row| DeviceParams::from(row).words();
+    let words = |row| DeviceParams::new(row, 5000).words();
     params.iter().flat_map(words).collect()
 }
 

@@ -1,7 +1,8 @@
 //! A sampler's rows in device memory: parameters, positions, workspace.
 
 use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
-use super::{BLOCK, DeviceParams, slices};
+use super::{BLOCK, slices};
+use crate::device_params::DeviceParams;
 use crate::params::RowParams;
 use candle_core::Result;
 
@@ -36,9 +37,6 @@ pub(super) const WIDE_WORDS: usize = 8544;
 /// What a row's block gathers in shared memory, as in `kernels/candidates.h`.
 pub(super) const CAPACITY: usize = 3584;
 
-/// Top-k up to here is bounded by the slices' largest logits, as in `kernels/sample.hip`.
-pub(super) const MAX_K_BY_SLICES: u32 = 160;
-
 /// Blocks that work on rows together: one for each multiprocessor of a large GPU.
 const BLOCKS: usize = 128;
 /// More would not be faster at looking at a row; each first finds out where to look.
@@ -64,13 +62,6 @@ enum Stage {
 /// As many blocks as can be counted in the highest bits of a sum of masses, as in `kernels/try.h`.
 fn countable_blocks(vocab: usize) -> usize {
     1 << (24 - vocab.ilog2())
-}
-
-/// Whether the row is to be looked at before it is drawn from, as in `kernels/sample.hip`.
-fn wants_look(params: &RowParams, vocab: usize) -> bool {
-    let k = params.top_k_of(vocab).unwrap_or(0);
-    let large = k > MAX_K_BY_SLICES || k as usize * 8 > slices(vocab) * 7;
-    vocab > CAPACITY && large && !params.tries(vocab)
 }
 
 /// Blocks for each of so many rows that share the device.
@@ -99,8 +90,8 @@ impl<G: Gpu> Rows<G> {
     }
 
     /// Uploads the rows that have changed: all at first, then those that were replaced or moved.
-    fn upload(&mut self, gpu: &G, State { params, positions }: State) -> Result<()> {
-        let wanted = params.iter().map(DeviceParams::from);
+    fn upload(&mut self, gpu: &G, State { params, positions }: State, vocab: usize) -> Result<()> {
+        let wanted = params.iter().map(|row| DeviceParams::new(row, vocab));
         let wanted = wanted.zip(positions.iter().copied());
         if self.known.is_empty() {
             let all: Vec<_> = wanted.collect();
@@ -141,8 +132,8 @@ impl<G: Gpu> Rows<G> {
         }
         // SAFETY: the caller vouches for it all.
         let drawn = self
-            .upload(gpu, state)
-            .and_then(|()| unsafe { self.launch(gpu, kernels, logits, ids, state.params) });
+            .upload(gpu, state, logits.vocab)
+            .and_then(|()| unsafe { self.launch(gpu, kernels, logits, ids) });
         match drawn {
             Ok(()) => {
                 for (_, position) in &mut self.known {
@@ -164,7 +155,6 @@ impl<G: Gpu> Rows<G> {
         kernels: &Kernels,
         logits: &Logits,
         ids: u64,
-        params: &[RowParams],
     ) -> Result<()> {
         let (vocab, rows) = (logits.vocab, logits.rows);
         let address = Argument::Address(logits.address);
@@ -177,8 +167,12 @@ impl<G: Gpu> Rows<G> {
             self.summaries
                 .read(gpu, logits, &self.params, false, wide)?
         };
-        let looked_at = params.iter().filter(|row| wants_look(row, vocab)).count();
-        let tried = params.iter().filter(|row| row.tries(vocab)).count();
+        let known = self.known.iter().map(|(params, _)| params);
+        let tried = known.clone().any(DeviceParams::is_tried);
+        let looked_at = match vocab > CAPACITY {
+            true => known.filter(|row| row.wants_look()).count(),
+            false => 0,
+        };
         let draw_by = |after_look: bool, grid: [usize; 2], parts: usize, stage: Stage| {
             let ids = Argument::Address(ids);
             let mut arguments = [
@@ -197,7 +191,7 @@ impl<G: Gpu> Rows<G> {
                 Argument::U32(stage as u32),
                 ids,
             ];
-            let (kernel, arguments) = if tried > 0 {
+            let (kernel, arguments) = if tried {
                 (kernels.r#try, &arguments[..])
             } else {
                 // It has no use for parts and stage.
@@ -208,7 +202,7 @@ impl<G: Gpu> Rows<G> {
             unsafe { gpu.launch(kernel, grid, BLOCK, arguments) }
         };
         let draw = |after_look: bool| {
-            if tried == 0 || vocab <= CAPACITY {
+            if !tried || vocab <= CAPACITY {
                 draw_by(after_look, [rows, 1], 1, Stage::ByItsBlocks)
             } else if rows <= FEW_ROWS {
                 let most = DRAWING_BLOCKS_A_ROW.min(countable_blocks(vocab));

@@ -1,8 +1,9 @@
 //! Softmax and prefix sum of contiguous rows.
 
 use super::{Cuda, address};
+use crate::device_params::DeviceParams;
 use crate::gpu::launch::{Argument, Gpu, Kernels, Logits, Summaries};
-use crate::gpu::{BLOCK, DeviceParams, slices};
+use crate::gpu::{BLOCK, slices};
 use crate::ops::contiguous_rows;
 use crate::params::SamplingParams;
 use candle_core::backend::BackendStorage;
@@ -34,7 +35,7 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
         let gpu = Cuda::new(device)?;
         let rows = elements.len() / vocab;
         let plain = SamplingParams::new().resolve().map_err(Error::wrap)?;
-        let words = DeviceParams::from(&plain).words();
+        let words = DeviceParams::new(&plain, vocab).words();
         let mut params = gpu.allocate(words.len())?;
         gpu.upload(&words, &mut params, 0)?;
         let mut summaries = Summaries::new(&gpu, rows, vocab)?;

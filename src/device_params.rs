@@ -1,0 +1,156 @@
+//! A row's parameters as the kernels read them: `RowParams` in `kernels/definition.h`.
+
+use crate::definition::weight::SLICE;
+use crate::params::RowParams;
+
+/// One row's parameters in device memory.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct DeviceParams {
+    scale: f32,
+    inverse: f32,
+    min_p_offset: f32,
+    top_k: u32,
+    top_p: u64,
+    seed: u64,
+    flags: u32,
+    unused: u32,
+}
+
+/// What follows from a row's parameters for its vocabulary. It is said here once, so that no thread of a kernel has to wait for one parameter
+/// after the other to find out what to do. A greedy row has no other.
+pub(crate) const GREEDY: u32 = 1;
+/// A top-p that is a share of the top k's mass.
+pub(crate) const RENORMALISED: u32 = 2;
+/// Filters that may remove a token.
+pub(crate) const TOP_K: u32 = 4;
+pub(crate) const TOP_P: u32 = 8;
+pub(crate) const MIN_P: u32 = 16;
+/// Tokens are drawn from the whole row first.
+pub(crate) const TRIED: u32 = 32;
+/// The slices' largest logits bound the top k closely: there are few, and less than there are slices.
+pub(crate) const BY_SLICES: u32 = 64;
+
+/// A top-k up to here is bounded by the slices' largest logits, if it is not more than seven eighths of the slices.
+const MAX_K_BY_SLICES: usize = 160;
+
+impl DeviceParams {
+    pub(crate) fn new(row: &RowParams, vocab: usize) -> Self {
+        Self {
+            scale: row.scale,
+            inverse: row.inverse,
+            min_p_offset: row.min_p_offset,
+            top_k: row.top_k,
+            top_p: row.top_p.unwrap_or(0),
+            seed: row.seed,
+            flags: flags(row, vocab),
+            unused: 0,
+        }
+    }
+
+    /// The same memory as 64-bit words, which every allocator and every copy takes.
+    pub(crate) fn words(self) -> [u64; 5] {
+        // SAFETY: plain memory of the same size, without padding.
+        unsafe { std::mem::transmute::<Self, [u64; 5]>(self) }
+    }
+
+    /// Whether tokens are drawn from the whole row first.
+    #[cfg(any(feature = "cuda", feature = "hip"))]
+    pub(crate) fn is_tried(&self) -> bool {
+        self.flags & TRIED != 0
+    }
+
+    /// Whether the row is to be looked at before it is drawn from, as in `kernels/sample.hip`.
+    #[cfg(any(feature = "cuda", feature = "hip"))]
+    pub(crate) fn wants_look(&self) -> bool {
+        self.flags & (TOP_K | BY_SLICES | TRIED) == TOP_K
+    }
+}
+
+fn flags(row: &RowParams, vocab: usize) -> u32 {
+    if row.greedy {
+        return GREEDY;
+    }
+    let k = row.top_k_of(vocab).map(|k| k as usize);
+    let by_slices = |k| k <= MAX_K_BY_SLICES && k * 8 <= vocab.div_ceil(SLICE) * 7;
+    [
+        (RENORMALISED, row.is_renormalised(vocab)),
+        (TOP_K, k.is_some()),
+        (TOP_P, row.top_p.is_some()),
+        (MIN_P, row.min_p_offset > f32::NEG_INFINITY),
+        (TRIED, row.tries(vocab)),
+        (BY_SLICES, k.is_some_and(by_slices)),
+    ]
+    .into_iter()
+    .map(|(flag, is_so)| if is_so { flag } else { 0 })
+    .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SamplingParams;
+    use crate::params::TopKTopP;
+
+    #[test]
+    fn parameters_lie_where_the_kernels_look() {
+        let params = SamplingParams::new().top_k(7).top_p(0.5).seed(9);
+        let params = params.resolve().unwrap();
+        let words = DeviceParams::new(&params, 10).words();
+        assert_eq!(words[0] as u32, params.scale.to_bits());
+        assert_eq!(words[1], u64::from(f32::NEG_INFINITY.to_bits()) | 7 << 32);
+        let flags = TOP_K | TOP_P | RENORMALISED;
+        assert_eq!(words[2..], [1 << 63, 9, u64::from(flags)]);
+    }
+
+    #[test]
+    fn flags_are_those_of_the_kernels() {
+        let source = include_str!("../kernels/definition.h");
+        for (name, flag) in [
+            ("GREEDY", GREEDY),
+            ("RENORMALISED", RENORMALISED),
+            ("TOP_K", TOP_K),
+            ("TOP_P", TOP_P),
+            ("MIN_P", MIN_P),
+            ("TRIED", TRIED),
+            ("BY_SLICES", BY_SLICES),
+        ] {
+            assert!(
+                source.contains(&format!("#define {name} {flag}u\n")),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_flag_is_there_where_it_makes_a_difference() {
+        let p = SamplingParams::new;
+        for (params, expected) in [
+            (p(), 0),
+            (p().temperature(0.0).top_k(5).top_p(0.9).min_p(0.1), GREEDY),
+            (p().top_k(50), TOP_K | BY_SLICES),
+            (p().top_k(152_000).top_p(1.0).min_p(0.0), 0),
+            (p().top_k(160).min_p(0.1), TOP_K | BY_SLICES | MIN_P),
+            (p().top_k(161), TOP_K),
+            (p().top_k(19_001), TOP_K | TRIED),
+            (p().top_p(0.9).min_p(0.1), TOP_P | TRIED | MIN_P),
+            (
+                p().top_k(50).top_p(0.9),
+                TOP_K | TOP_P | RENORMALISED | BY_SLICES,
+            ),
+            (
+                p().top_k(50).top_p(0.9).order(TopKTopP::Joint),
+                TOP_K | TOP_P | BY_SLICES,
+            ),
+        ] {
+            assert_eq!(
+                flags(&params.resolve().unwrap(), 152_000),
+                expected,
+                "{params:?}"
+            );
+        }
+        // Of 10 slices, seven eighths are 8.
+        let by_slices = |k| flags(&p().top_k(k).resolve().unwrap(), 5000) & BY_SLICES != 0;
+        assert!(by_slices(8) && !by_slices(9));
+    }
+}
