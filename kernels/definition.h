@@ -132,12 +132,12 @@ DEVICE u64 philox(u64 seed, u64 position, u32 round) {
 
 // Flags: what follows from the parameters for this vocabulary, so that nobody has to wait for one after the other. A greedy row has no other.
 #define GREEDY 1u
-#define RENORMALISED 2u
+#define RENORMALISED 2u  // top-p is a share of the top k
 #define TOP_K 4u
 #define TOP_P 8u
 #define MIN_P 16u
-#define TRIED 32u
-#define BY_SLICES 64u
+#define TRIED 32u  // drawn from all tokens first
+#define BY_SLICES 64u  // k is small, and less than there are slices: their largest logits bound it
 
 struct RowParams {
     float scale, inverse;

@@ -270,7 +270,7 @@ DEVICE bool draw_from_list(Row<T> &row, bool estimated, u64 low, u64 kept, u32 *
     ROLLED for (;;) {
         if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, estimated, id);
         if (short_enough || estimated || !(row.flags & BY_SLICES)) break;
-        // Of a small top k.
+        // Too long for a small top k: less of it will do.
         shorten(row, row.shared->params.top_k, key_logit(low));
         short_enough = true;
     }

@@ -111,7 +111,7 @@ struct Seen : State {
     float below_low;
     u32 hits;
     Tried tried;
-    u64 random[TRIES + 1];  // 64 bits a draw: for tries, and the last to draw from what is kept
+    u64 random[TRIES + 1];  // 64 bits each: for the tries, then for the draw from what is kept
     u32 part, parts;  // of the row, that this block has
     bool searches;    // what the last of the row's blocks has found out: no try is kept
     u64 refused;      // then, no token at this place or below is kept
@@ -132,7 +132,7 @@ template <typename T>
 struct Row {
     Shared *shared;
     Block block;
-    u32 flags;   // the row's, of its parameters
+    u32 flags;   // of its parameters
     float mine;  // the largest of slice thread_index(), -inf if there is none
     u64 mass;    // its mass
 };

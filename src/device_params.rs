@@ -116,7 +116,7 @@ mod tests {
             ("BY_SLICES", BY_SLICES),
         ] {
             assert!(
-                source.contains(&format!("#define {name} {flag}u\n")),
+                source.contains(&format!("\n#define {name} {flag}u")),
                 "{name}"
             );
         }
