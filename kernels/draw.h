@@ -160,9 +160,6 @@ DEVICE u32 room_of(u32 place) {
     return place % each * WAVE + place / each;
 }
 
-// Of the first so many tokens in the order, the others are not kept.
-DEVICE u32 kept_at_most(const RowParams &p, u32 flags, u32 count) { return flags & TOP_K && p.top_k < count ? p.top_k : count; }
-
 // Draws from ranked tokens: a lane has so many of the first ones, of which the filters keep no others, and of all by id. One wave's.
 template <u32 each, u32 each_id>
 DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ranked &ranked, u32 last) {
@@ -227,7 +224,8 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 *id) {
     static_assert(RANKED / 2 * 4 == BLOCK, "a team for each two tokens");
     const Pair *pairs = (const Pair *)list.keys;
     u32 at = thread_index() & (team - 1);
-    u32 ranks = kept_at_most(shared.params, row.flags, count);
+    // The others are not kept, whatever they weigh.
+    u32 ranks = row.flags & TOP_K && shared.params.top_k < count ? shared.params.top_k : count;
     bool few_ids = uniform(count <= 2 * WAVE), few_ranks = uniform(ranks <= 2 * WAVE);
     if (uniform(wave_index() * WAVE >> bits) * 2 < count) {
         Pair own = pairs[mine];
