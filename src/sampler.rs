@@ -123,10 +123,11 @@ impl Sampler {
     /// A row from which nothing can be drawn (NaN, or all −inf) yields [`INVALID_TOKEN`] and does not
     /// disturb the others.
     ///
-    /// On a CUDA device (feature `cuda`) nothing waits for the device. After a first call, which compiles and
-    /// uploads, the call can be captured in a CUDA graph, on a device with a stream of its own
+    /// On a CUDA device (feature `cuda`) nothing waits for the device. After a first call with logits of the same shape,
+    /// which compiles and uploads, the call can be captured in a CUDA graph, on a device with a stream of its own
     /// (`Device::new_cuda_with_stream`) and without event tracking; replays draw the tokens of successive calls,
-    /// because positions advance in device memory. [`Sampler::position`] does not see replays.
+    /// because positions advance in device memory. [`Sampler::position`] does not see replays. The graph holds what the
+    /// sampler had on the device then: after a call with another vocabulary, or with a row replaced, capture it anew.
     ///
     /// Fails if the shape or the dtype is another, if the batch is not [`Sampler::batch_size`], and where the
     /// device fails: no memory, no NVRTC. Positions stay then, and the sampler can be used again, unless the device is
