@@ -10,8 +10,8 @@
 #define SAMPLE_READS 8u
 #define SAMPLE_AT_ONCE 4u
 #define COARSEST 16u
-#define BINS_A_THREAD 4u
-#define SAMPLE_BINS (BINS_A_THREAD * BLOCK)
+#define SAMPLE_BINS 2048u
+#define BINS_A_THREAD (SAMPLE_BINS / BLOCK)
 // What it needs of shared memory, in words: the bins, one a lane for tokens that belong to none, and what a token weighs in each.
 #define AIM_WORDS (2 * SAMPLE_BINS + WAVE)
 // How many standard deviations the sample may be off, squared: 3.25. One row in a thousand is off by more, and takes another look.
@@ -114,8 +114,11 @@ DEVICE void count_sample(const Seen &seen, u32 *bins, Four<T> *four, bool read, 
     }
 }
 
-DEVICE u32 count_of(const u32 *bins, u32 bin, u32 together) {
-    return together == 1 ? bins[bin] : bins[bin] + bins[bin + 1] + bins[bin + 2] + bins[bin + 3];
+template <u32 together>
+DEVICE u32 count_of(const u32 *bins, u32 bin) {
+    u32 count = 0;
+    UNROLL for (u32 i = 0; i < together; i++) count += bins[bin + i];
+    return count;
 }
 
 // Sets the pivots as near as the bins tell, `together` bins at a time, and says about how many tokens are above each of them. `apart`: one
@@ -130,7 +133,7 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, bool whole_
     u64 sum = 0, total;
     UNROLL for (u32 bin = mine; bin < end; bin += together) {
         float w = weigh == BY_COUNT ? 1.0f : unrounded(s, middle_of(d, bin, together)) * fine;
-        u32 count = count_of(bins, bin, together);
+        u32 count = count_of<together>(bins, bin);
         weighs[bin] = w;
         sum += (u64)((float)count * w) << SAMPLE_BITS | count;
     }
@@ -154,7 +157,7 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, bool whole_
         bool sure = off * off > DEVIATIONS * variance;
         if (sure && off < 0.0f) ends[0] = bin;
         if (sure && off > 0.0f && ends[1] == 0) ends[1] = SAMPLE_BINS - bin;
-        below += (float)count_of(bins, bin, together) * w;
+        below += (float)count_of<together>(bins, bin) * w;
     }
     block_maxes<2>(b, ends);
     // Whoever has the bin says what is below it.
@@ -166,7 +169,7 @@ DEVICE void set_pivots(Seen &seen, Block &b, u32 *bins, Weigh weigh, bool whole_
             seen.count_below[0] = count;
         }
         if (bin == high_bin) seen.count_below[1] = count;
-        u32 here = count_of(bins, bin, together);
+        u32 here = count_of<together>(bins, bin);
         count += here;
         below += (float)here * weighs[bin];
     }

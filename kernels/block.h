@@ -2,7 +2,11 @@
 #pragma once
 #include "slice.h"
 
-#define BLOCK 512u
+// For many rows the host compiles the kernels once more, with blocks half as large: they take longer, and a multiprocessor has twice as many of them.
+#ifndef MANY_ROWS
+#define MANY_ROWS 0
+#endif
+#define BLOCK (MANY_ROWS ? 256u : 512u)
 #define WAVES (BLOCK / WAVE)
 
 #define MAX_SUMS 4u
@@ -21,15 +25,15 @@ struct Block {
 DEVICE u64 *next_words(Block &b) { return b.scratch->words[b.turn ^= 1]; }
 
 // The sums of `n` values over all threads, for all threads.
-template <u32 n>
-DEVICE void block_sums(Block &b, u64 *x) {
+template <u32 n, typename W>
+DEVICE void block_sums(Block &b, W *x) {
     u64 *words = next_words(b);
     UNROLL for (u32 i = 0; i < n; i++) {
-        u64 sum = wave_sum(x[i]);
+        W sum = wave_sum(x[i]);
         if (lane_index() == 0) words[i * WAVES + wave_index()] = sum;
     }
     barrier();
-    UNROLL for (u32 i = 0; i < n; i++) x[i] = wave_sum(lane_index() < WAVES ? words[i * WAVES + lane_index()] : 0);
+    UNROLL for (u32 i = 0; i < n; i++) x[i] = wave_sum(lane_index() < WAVES ? (W)words[i * WAVES + lane_index()] : 0);
 }
 
 DEVICE u64 block_sum(Block &b, u64 x) {

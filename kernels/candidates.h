@@ -141,7 +141,7 @@ DEVICE Crossing crossing(const List &tokens, u32 count, Candidates &list, Block 
     Bins bins = divided(bottom, top, order == BY_KEY);
     for (bool all = count <= FEW;; all = false) {
         if (!all) {
-            if (thread_index() < 2 * BINS) sums[thread_index()] = 0;
+            ROLLED for (u32 i = thread_index(); i < 2 * BINS; i += BLOCK) sums[i] = 0;
             barrier();
             ROLLED for (u32 start = thread_index(); start < count; start += BLOCK * at_once) {
                 u64 key[at_once], weight[at_once];

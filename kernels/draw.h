@@ -45,59 +45,61 @@ template <typename T>
 DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws, u64 total, bool all, u64 low, Try *drawn) {
     const u64 *begins = slices_of(seen).before;
     u64 *sums = next_words(b);
-    static_assert(TRIES * DRAWING <= BLOCK && WAVES <= WAVE, "threads for each draw, a lane for each wave");
-    u32 t = opaque(thread_index()), lane = t % WAVE, d = t / DRAWING, run = (seen.slices + BLOCK - 1) / BLOCK, first = 0;
-    Shift shift = {0, 0};
-    float z[4] = {};
-    u64 mass[4] = {}, sum = 0, target = 0, before = 0;
-    if (uniform(d < draws)) {
-        u64 rest = mul_hi(random[d], total);
-        // The last run that does not begin later, first one in so many.
-        u32 at = highest_bit(vote(begins[lane * WAVES] <= rest)) * WAVES;
-        at += highest_bit(vote(lane < WAVES && begins[at + lane % WAVES] <= rest));
-        rest -= begins[at];
-        u32 j = at * run;
-        ROLLED for (; run > 1; j++) {
-            u64 mass = all ? share_of(seen, j) : seen.kept[j];
-            if (uniform(rest < mass)) break;
-            rest -= mass;
+    static_assert(BLOCK % DRAWING == 0 && WAVES <= WAVE, "threads for each draw, a lane for each wave");
+    u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, run = (seen.slices + BLOCK - 1) / BLOCK;
+    ROLLED for (u32 begin = 0; begin < draws; begin += BLOCK / DRAWING) {
+        u32 d = begin + t / DRAWING, first = 0;
+        Shift shift = {0, 0};
+        float z[4] = {};
+        u64 mass[4] = {}, sum = 0, target = 0, before = 0;
+        if (uniform(d < draws)) {
+            u64 rest = mul_hi(random[d], total);
+            // The last run that does not begin later, first one in so many.
+            u32 at = highest_bit(vote(begins[lane * WAVES] <= rest)) * WAVES;
+            at += highest_bit(vote(lane < WAVES && begins[at + lane % WAVES] <= rest));
+            rest -= begins[at];
+            u32 j = at * run;
+            ROLLED for (; run > 1; j++) {
+                u64 mass = all ? share_of(seen, j) : seen.kept[j];
+                if (uniform(rest < mass)) break;
+                rest -= mass;
+            }
+            first = j * SLICE + t % DRAWING * 4;
+            Four<T> four = read_four((const T *)seen.logits, seen.vocab, first);
+            SliceScale s = scale_of(seen, j);
+            shift = shift_of(s, seen.unit);
+            // The running sum, of all weights in the slice's unit or of the masses of the tokens above `low`, is to reach this.
+            target = all ? first_above(s, rest, seen.unit) : rest + 1;
+            UNROLL for (u32 c = 0; c < 4; c++) {
+                z[c] = widen(four.x[c]);
+                u32 w = weight(s, z[c]);
+                mass[c] = all ? w : key_of(z[c], first + c) > low ? unpack_mass(pack_mass(w, shift)) : 0;
+                sum += mass[c];
+            }
+            before = wave_prefix(sum);
+            if (lane == WAVE - 1) sums[t / WAVE] = before;
+            before -= sum;
         }
-        first = j * SLICE + t % DRAWING * 4;
-        Four<T> four = read_four((const T *)seen.logits, seen.vocab, first);
-        SliceScale s = scale_of(seen, j);
-        shift = shift_of(s, seen.unit);
-        // The running sum, of all weights in the slice's unit or of the masses of the tokens above `low`, is to reach this.
-        target = all ? first_above(s, rest, seen.unit) : rest + 1;
-        UNROLL for (u32 c = 0; c < 4; c++) {
-            z[c] = widen(four.x[c]);
-            u32 w = weight(s, z[c]);
-            mass[c] = all ? w : key_of(z[c], first + c) > low ? unpack_mass(pack_mass(w, shift)) : 0;
-            sum += mass[c];
+        barrier();
+        UNROLL for (u32 i = 1; i < DRAWING_WAVES; i++) before += wave % DRAWING_WAVES >= i ? sums[wave - i] : 0;
+        if (before < target && before + sum >= target) {
+            u32 c = 0;
+            UNROLL for (u32 i = 0; i < 3; i++) {
+                before += mass[i];
+                c += before < target;
+            }
+            float logit = c == 0 ? z[0] : c == 1 ? z[1] : c == 2 ? z[2] : z[3];
+            u64 key = key_of(logit, first + c), tied[2] = {0, 0};
+            UNROLL for (u32 i = 0; i < 3; i++) {
+                bool ties = i < c && z[i] == logit;
+                tied[BY_COUNT] += ties;
+                tied[BY_MASS] += ties ? unpack_mass(pack_mass((u32)mass[i], shift)) : 0;
+            }
+            u64 own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
+            drawn[d] = {key, logit, key_previous(key), first + c, 0, {tied[0], tied[1]}, {1, own}};
         }
-        before = wave_prefix(sum);
-        if (lane == WAVE - 1) sums[t / WAVE] = before;
-        before -= sum;
+        barrier();
     }
-    barrier();
-    u32 wave = t / WAVE;
-    UNROLL for (u32 i = 1; i < DRAWING_WAVES; i++) before += wave % DRAWING_WAVES >= i ? sums[wave - i] : 0;
-    if (before < target && before + sum >= target) {
-        u32 c = 0;
-        UNROLL for (u32 i = 0; i < 3; i++) {
-            before += mass[i];
-            c += before < target;
-        }
-        float logit = c == 0 ? z[0] : c == 1 ? z[1] : c == 2 ? z[2] : z[3];
-        u64 key = key_of(logit, first + c), tied[2] = {0, 0};
-        UNROLL for (u32 i = 0; i < 3; i++) {
-            bool ties = i < c && z[i] == logit;
-            tied[BY_COUNT] += ties;
-            tied[BY_MASS] += ties ? unpack_mass(pack_mass((u32)mass[i], shift)) : 0;
-        }
-        u64 own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
-        drawn[d] = {key, logit, key_previous(key), first + c, 0, {tied[0], tied[1]}, {1, own}};
-    }
-    barrier();
 }
 
 // Draws one token, of all or of those above `low`.
@@ -220,12 +222,15 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 *id) {
     if (thread_index() < RANKED) ranked.kept[thread_index()] = 0;
     // A team has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are zeros, which are
     // before none.
-    u32 bits = count <= BLOCK / 8 ? 4 : count <= BLOCK / 4 ? 3 : 2, team = 1u << bits, mine = thread_index() >> bits;
-    static_assert(RANKED / 2 * 4 == BLOCK, "a team for each two tokens");
+    u32 bits = count <= BLOCK / 8 ? 4 : count <= BLOCK / 4 ? 3 : count <= BLOCK / 2 ? 2 : 1, team = 1u << bits;
+    u32 mine = thread_index() >> bits;
+    static_assert(RANKED <= BLOCK, "a team for each two tokens");
     const Pair *pairs = (const Pair *)list.keys;
     u32 at = thread_index() & (team - 1);
     // The others are not kept, whatever they weigh.
     u32 ranks = row.flags & TOP_K && shared.params.top_k < count ? shared.params.top_k : count;
+    // Without those that go by the order, none is needed.
+    bool ordered = row.flags & (TOP_K | TOP_P);
     bool few_ids = uniform(count <= 2 * WAVE), few_ranks = uniform(ranks <= 2 * WAVE);
     if (uniform(wave_index() * WAVE >> bits) * 2 < count) {
         Pair own = pairs[mine];
@@ -233,8 +238,12 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 *id) {
         ROLLED for (u32 i = at; i * 2 < count; i += PAIRS_AT_ONCE * team) {
             Pair other[PAIRS_AT_ONCE];
             UNROLL for (u32 q = 0; q < PAIRS_AT_ONCE; q++) other[q] = pairs[i + q * team];
-            UNROLL for (u32 q = 0; q < 4 * PAIRS_AT_ONCE; q++)
-                count_larger(other[q / 4].x[q / 2 % 2], own.x[q % 2], &by_key[q % 2], &by_id[q % 2]);
+            if (ordered) {
+                UNROLL for (u32 q = 0; q < 4 * PAIRS_AT_ONCE; q++)
+                    count_larger(other[q / 4].x[q / 2 % 2], own.x[q % 2], &by_key[q % 2], &by_id[q % 2]);
+            } else {
+                UNROLL for (u32 q = 0; q < 4 * PAIRS_AT_ONCE; q++) by_id[q % 2] -= (u32)other[q / 4].x[q / 2 % 2] > (u32)own.x[q % 2];
+            }
         }
         // Four counts of at most 255.
         u32 before = 0;
@@ -243,7 +252,8 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 *id) {
             u32 other = shuffle_xor(before, mask);
             before += mask < team ? other : 0;
         }
-        u32 c = at & 1, rank = before >> c * 8 & 0xffu, place = before >> (16 + c * 8) & 0xffu, token = 2 * mine + c;
+        u32 c = at & 1, place = before >> (16 + c * 8) & 0xffu, token = 2 * mine + c;
+        u32 rank = ordered ? before >> c * 8 & 0xffu : token;
         if (at < 2 && token < count) {
             if (rank < ranks) ranked.by_rank[few_ranks ? room_of<2>(rank) : room_of<RANKED / WAVE>(rank)] = token | place << 16;
             ranked.by_id[place] = token;

@@ -116,7 +116,7 @@ DEVICE bool gather(Row<T> &row, float bound) {
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 i = start + q * stride + lane_index() / GROUPS;
             group[q] = slices[i < count ? i : 0] * GROUPS + lane_index() % GROUPS;
-            most[q] = widen(((const bf16 *)shared.groups)[group[q]]);
+            most[q] = widen(((const f16 *)shared.groups)[group[q]]);
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             bool hit = most[q] >= bound && start + q * stride + lane_index() / GROUPS < count;

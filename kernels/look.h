@@ -95,11 +95,11 @@ DEVICE void list_groups(Seen &seen, u16 *hits, u32 begin, u32 slices, u64 place)
     u32 lanes = slices * of_slice;
     ROLLED for (u32 start = 0; start < lanes; start += BLOCK * AT_ONCE) {
         if (start + wave_index() * WAVE >= lanes) break;
-        Eight<bf16> eight[AT_ONCE];
+        Eight<f16> eight[AT_ONCE];
         u32 mask = 0, dense = 0;
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 lane = start + q * BLOCK + thread_index();
-            eight[q] = *(const Eight<bf16> *)(const bf16 *)(seen.groups + begin * GROUPS + (lane < lanes ? lane * 8 : 0));
+            eight[q] = *(const Eight<f16> *)(const f16 *)(seen.groups + begin * GROUPS + (lane < lanes ? lane * 8 : 0));
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 lane = start + q * BLOCK + thread_index(), hit = 0;
@@ -147,7 +147,8 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
     ROLLED for (u32 begin = first; begin < last; begin += CHUNK) {
         u32 slices = last - begin < CHUNK ? last - begin : CHUNK;
         u32 mine = opaque(thread_index());
-        if (mine < CHUNK) sums[mine] = sums[CHUNK + mine] = 0;
+        // By the threads that have read them.
+        ROLLED for (u32 i = mine; i < CHUNK; i += BLOCK) sums[i] = sums[CHUNK + i] = 0;
         list_groups(seen, hits, begin, slices, seen.low);
         u32 count = uniform(seen.hits);
         ROLLED for (u32 start = wave_index() * WAVE; start < count; start += BLOCK) {
@@ -169,9 +170,9 @@ DEVICE Tally look_at(Seen &seen, Block &b, u32 *room, u32 first, u32 last) {
             between += (u64)mass << shift.left;
         }
         barrier();
-        if (mine < slices) {
-            u32 j = begin + mine;
-            u64 sum = sums[mine] + ((u64)sums[CHUNK + mine] << 16);
+        ROLLED for (u32 i = mine; i < slices; i += BLOCK) {
+            u32 j = begin + i;
+            u64 sum = sums[i] + ((u64)sums[CHUNK + i] << 16);
             sum <<= shift_of(scale_of(seen, j), seen.unit).left;
             seen.kept[j] = sum;
             high += sum;

@@ -88,6 +88,11 @@ DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__clzll((long long)x); }
 DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float at_least(float x, float least) { return fmaxf(x, least); }
 DEVICE u32 round_u32(float x) { return __float2uint_rn(x); }
+DEVICE float exp2_about(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 DEVICE u64 mul_hi(u64 a, u64 b) { return __umul64hi(a, b); }
@@ -96,6 +101,11 @@ DEVICE float half_to_float(u16 h) {
     float x;
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
     return x;
+}
+DEVICE u16 float_to_half(float x) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
 }
 
 #elif defined(__AMDGCN__) || defined(__HIP__)
@@ -164,11 +174,13 @@ DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__builtin_clzll(x); }
 DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE float at_least(float x, float least) { return x > least ? x : least; }
 DEVICE u32 round_u32(float x) { return (u32)__builtin_rintf(x); }
+DEVICE float exp2_about(float x) { return __builtin_amdgcn_exp2f(x); }
 DEVICE u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
 DEVICE float float_of(u32 x) { return __builtin_bit_cast(float, x); }
 DEVICE u64 mul_hi(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
 DEVICE double divide_f64(double a, double b) { return a / b; }
 DEVICE float half_to_float(u16 h) { return (float)__builtin_bit_cast(_Float16, h); }
+DEVICE u16 float_to_half(float x) { return __builtin_bit_cast(u16, (_Float16)x); }
 
 #else
 

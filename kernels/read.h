@@ -17,16 +17,17 @@ DEVICE void forget(GLOBAL Wide *wide) {
 }
 
 // Rounded up: what is above a bound, stays there.
-DEVICE bf16 raised(float x) {
-    u32 bits = bits_of(x);
-    return {(u16)((bits >> 31 ? bits : bits + 0xffffu) >> 16)};
+DEVICE f16 raised(float x) {
+    u16 bits = float_to_half(x);
+    bool below = half_to_float(bits) < x;
+    return {(u16)(bits >> 15 ? bits - below : bits + below)};
 }
 
 // What the lane at a distance of `mask` does not keep.
 DEVICE float exchange(float keep, float give, u32 mask) { return larger(keep, float_of(shuffle_xor(bits_of(give), mask))); }
 
 // A group's 16 tokens are in four lanes, which have four groups (in waves of 64, two): each ends up with one.
-DEVICE void write_groups(const float *four, bf16 *groups) {
+DEVICE void write_groups(const float *four, f16 *groups) {
     bool odd = lane_index() & 1, high = lane_index() & 2;
     if (WAVE == 32) {
         float a = exchange(high ? four[2] : four[0], high ? four[0] : four[2], 2);
@@ -43,7 +44,7 @@ DEVICE void write_groups(const float *four, bf16 *groups) {
 // even if these asked for the next slice before they worked on the last.
 template <typename T>
 DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,
-                      float *largest, bf16 *groups, u64 *mass, u64 *wide) {
+                      float *largest, f16 *groups, u64 *mass, u64 *wide) {
     wait_for_last_launch();
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();

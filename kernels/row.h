@@ -98,7 +98,7 @@ struct Seen : State {
     const GLOBAL void *logits;
     u32 vocab, slices;
     const GLOBAL float *largest;  // of each slice
-    const GLOBAL bf16 *groups;    // of each group, or a little more
+    const GLOBAL f16 *groups;     // of each group, or a little more
     GLOBAL u64 *mass;             // of each slice
     GLOBAL u64 *kept;             // of each slice, above a place
     GLOBAL Wide *wide;

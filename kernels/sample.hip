@@ -28,14 +28,14 @@ DEVICE bool wants_look(u32 flags) { return (flags & (TOP_K | BY_SLICES | TRIED))
 // The block's copy of where the row is, which one thread says, and of its parameters.
 template <typename T>
 DEVICE void place_row(Seen &seen, u32 by, u32 row, const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,
-                      const bf16 *groups, u64 *mass, u64 *kept, u64 *wide) {
+                      const f16 *groups, u64 *mass, u64 *kept, u64 *wide) {
     u32 slices = (vocab + SLICE - 1) / SLICE, t = thread_index();
     if (t == by) {
         seen.logits = (const GLOBAL T *)(logits + row * stride);
         seen.vocab = vocab;
         seen.slices = slices;
         seen.largest = (const GLOBAL float *)(largest + (u64)row * slices);
-        seen.groups = (const GLOBAL bf16 *)(groups + (u64)row * slices * GROUPS);
+        seen.groups = (const GLOBAL f16 *)(groups + (u64)row * slices * GROUPS);
         seen.mass = (GLOBAL u64 *)(mass + (u64)row * slices);
         seen.kept = (GLOBAL u64 *)(kept + (u64)row * slices);
         seen.wide = wide_of(wide, row);
@@ -237,7 +237,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
 
 template <typename T, bool with_tries>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
-                    const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage, u32 *ids) {
+                    const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage, u32 *ids) {
     SHARED Shared shared;
     wait_for_last_launch();
     u32 index = block_index(), part = block_index_y(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
@@ -299,7 +299,7 @@ DEVICE void nothing_to_look_for(GLOBAL Wide *wide) {
 // The launch between, for vocabularies above CAPACITY, `blocks` blocks a row. Each sets the same pivots for itself. Where not all rows want it,
 // those that do not are not read.
 template <typename T>
-DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const bf16 *groups, u64 *mass,
+DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const f16 *groups, u64 *mass,
                     u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {
     SHARED Seen seen;
     SHARED u32 room[ROOM_WORDS];
@@ -347,24 +347,24 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
 #define SAMPLE_KERNELS(name, T)                                                                                       \
     KERNEL(READ_BLOCK, 12)                                                                                            \
     slices_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,       \
-                  float *largest, bf16 *groups, u64 *mass, u64 *wide) {                                               \
+                  float *largest, f16 *groups, u64 *mass, u64 *wide) {                                               \
         slices_of<T>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);                \
     }                                                                                                                 \
-    KERNEL(BLOCK, 2)                                                                                                  \
+    KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
     look_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,                \
-                const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {                      \
+                const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {                      \
         look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_rows);               \
     }                                                                                                                 \
-    KERNEL(BLOCK, 2)                                                                                                  \
+    KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
     draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \
-                const float *largest, const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,            \
+                const float *largest, const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,            \
                 u32 *ids) {                                                                                           \
         draw_of<T, false>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, 1, \
                           BY_ITS_BLOCKS, ids);                                                                        \
     }                                                                                                                 \
-    KERNEL(BLOCK, 2)                                                                                                  \
+    KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
     try_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest, \
-               const bf16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage,             \
+               const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage,             \
                u32 *ids) {                                                                                            \
         draw_of<T, true>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look,     \
                          parts, stage, ids);                                                                          \

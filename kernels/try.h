@@ -11,6 +11,16 @@
 DEVICE u64 limit_of(const RowParams &p, u64 whole, u32 weigh) { return weigh == BY_COUNT ? p.top_k : nucleus_limit(p.top_p, whole); }
 DEVICE bool is_judged(u32 flags, u32 weigh) { return flags & (weigh == BY_COUNT ? TOP_K : TOP_P); }
 
+// A token that was drawn, as a slice sees it: above it are the tokens with a larger logit than this, in the slice of the token itself a few that tie
+// with it, too.
+struct Drawn {
+    u32 id;
+    float logit, previous;
+};
+
+DEVICE Drawn drawn_of(const Try &drawn) { return {drawn.id, drawn.logit, drawn.previous}; }
+DEVICE float threshold_in(Drawn drawn, u32 j) { return drawn.id > j * SLICE ? drawn.previous : drawn.logit; }
+
 // What a wave has in shared memory while it goes from slices to groups: the groups to read, as slices of the few at hand, and how these weigh.
 struct Reached {
     struct alignas(16) {
@@ -51,29 +61,30 @@ DEVICE Doubts doubts_of(const Shared &shared, u64 above, u32 asked) {
 DEVICE void bound_tries(Shared &shared, u32 flags) {
     const Slices &slices = slices_of(shared);
     Sums &sums = sums_of(shared);
-    u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, d = wave / DRAWING_WAVES, part = wave % DRAWING_WAVES, count = 0;
-    const Try &drawn = shared.tried.drawn[d];
-    float logit = drawn.logit, previous = drawn.previous;
-    u32 id = drawn.id;
-    u64 mass = 0;
-    if (uniform(shared.slices <= BLOCK)) {
-        ROLLED for (u32 j = t % DRAWING; j < shared.slices; j += DRAWING) {
-            bool above = slices.largest[j] > (id > j * SLICE ? previous : logit);
-            mass += above ? slices.shares[j] : 0;
-            count += above;
+    u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, part = wave % DRAWING_WAVES;
+    ROLLED for (u32 d = wave / DRAWING_WAVES; d < TRIES; d += BLOCK / DRAWING) {
+        u32 count = 0;
+        Drawn drawn = drawn_of(shared.tried.drawn[d]);
+        u64 mass = 0;
+        if (uniform(shared.slices <= BLOCK)) {
+            ROLLED for (u32 j = t % DRAWING; j < shared.slices; j += DRAWING) {
+                bool above = slices.largest[j] > threshold_in(drawn, j);
+                mass += above ? slices.shares[j] : 0;
+                count += above;
+            }
+        } else {
+            ROLLED for (u32 j = t % DRAWING; j < shared.slices; j += DRAWING) {
+                bool above = shared.largest[j] > threshold_in(drawn, j);
+                mass += above ? share_of(shared, j) : 0;
+                count += above;
+            }
         }
-    } else {
-        ROLLED for (u32 j = t % DRAWING; j < shared.slices; j += DRAWING) {
-            bool above = shared.largest[j] > (id > j * SLICE ? previous : logit);
-            mass += above ? share_of(shared, j) : 0;
-            count += above;
+        if (flags & TOP_P) mass = wave_sum(mass);
+        if (flags & TOP_K) count = wave_sum(count);
+        if (lane == 0) {
+            sums.bounds[BY_COUNT * TRIES + d][part] = (u64)count * SLICE;
+            sums.bounds[BY_MASS * TRIES + d][part] = mass;
         }
-    }
-    if (flags & TOP_P) mass = wave_sum(mass);
-    if (flags & TOP_K) count = wave_sum(count);
-    if (lane == 0) {
-        sums.bounds[BY_COUNT * TRIES + d][part] = (u64)count * SLICE;
-        sums.bounds[BY_MASS * TRIES + d][part] = mass;
     }
     barrier();
     if (wave == 0) {
@@ -91,6 +102,84 @@ DEVICE void bound_tries(Shared &shared, u32 flags) {
     barrier();
 }
 
+// Not above what a group's largest logit was rounded up from.
+DEVICE float lowered(float most) { return fma_f32(-absolute(most), 1.0f / 1024.0f, most) - 1.0f / 16777216.0f; }
+
+// What the largest logits of eight groups of a slice tell of a token that was drawn, which is not above `threshold` there: so much of what is not
+// above it, and of what is. They are bounds, so a little error does no harm.
+struct EightGroups {
+    float below, above;
+};
+
+DEVICE EightGroups weigh_groups(const Eight<f16> &eight, float scale, float largest, float threshold, float logit) {
+    EightGroups found = {0.0f, 0.0f};
+    UNROLL for (u32 c = 0; c < 8; c++) {
+        float most = widen(eight.x[c]), least = lowered(most);
+        float weight = exp2_about(fma_f32(least, scale, -largest));
+        found.below += most > threshold ? 0.0f : weight;
+        found.above += least > logit ? weight : 0.0f;
+    }
+    return found;
+}
+
+#define SHARE_BITS 30
+
+// Of the tries whose mass is in doubt, one after the other, what the groups' largest logits tell: of the slices that reach above a try, at least the
+// largest tokens of those groups that do not are not above it, and the largest of those that do are. Stops at the first try of which this does not
+// tell. For rows that are measured from zero. Has a barrier at the end.
+DEVICE void bound_by_groups(Shared &shared, Block &b) {
+    const u32 lanes_of_slice = GROUPS / 8;
+    const Sums &sums = sums_of(shared);
+    u32 words = uniform(shared.tried.words), kept = uniform(shared.tried.kept), lanes = shared.slices * lanes_of_slice;
+    u64 whole = shared.whole;
+    float scale = shared.scale.scale, largest = float_of(shared.unit) - MAGIC;
+    // From what tokens weigh, where the row's largest weighs about 1, to shares of the whole.
+    float to_share = float_of((127 + FRACTION + HEADROOM + SHARE_BITS) << 23) / (float)whole;
+    ROLLED while (words) {
+        u32 d = lowest_bit((words | words >> TRIES) & EACH_TRY);
+        if (words >> (BY_COUNT * TRIES + d) & 1) break;
+        Drawn drawn = drawn_of(shared.tried.drawn[d]);
+        EightGroups found = {0.0f, 0.0f};
+        ROLLED for (u32 start = opaque(wave_index() * WAVE); start < lanes; start += AT_ONCE * BLOCK) {
+            Eight<f16> eight[AT_ONCE];
+            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+                u32 lane = start + q * BLOCK + lane_index();
+                eight[q] = *(const Eight<f16> *)(const f16 *)(shared.groups + (lane < lanes ? lane * 8 : 0));
+            }
+            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+                u32 lane = start + q * BLOCK + lane_index(), j = (lane < lanes ? lane : 0) / lanes_of_slice;
+                float threshold = threshold_in(drawn, j);
+                if (start + q * BLOCK >= lanes) break;
+                bool reaches = lane < lanes && shared.largest[j] > threshold;
+                EightGroups groups = weigh_groups(eight[q], scale, largest, threshold, drawn.logit);
+                found.below += reaches ? groups.below : 0.0f;
+                found.above += reaches ? groups.above : 0.0f;
+            }
+        }
+        u32 shares[2] = {(u32)(found.below * to_share), (u32)(found.above * to_share)};
+        block_sums<2>(b, shares);
+        u64 below = mul_hi((u64)shares[0] << (64 - SHARE_BITS), whole), above = mul_hi((u64)shares[1] << (64 - SHARE_BITS), whole);
+        // Floats may be off by 2^-19 of a weight, integers by half a unit of the slice and one of the row, of which the whole has 2^37 or more: all
+        // groups together by less than this.
+        u64 margin = whole >> 14, most = 0, limit = nucleus_limit(shared.params.top_p, whole);
+        UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) most += sums.bounds[BY_MASS * TRIES + d][i];
+        most -= shared.tried.drawn[d].own[BY_MASS];
+        if (above >= limit + margin) {
+            words &= ~(1u << (BY_MASS * TRIES + d));
+        } else if (most + margin - (below < most ? below : most) < limit) {
+            kept = d;
+            words = 0;
+        } else {
+            break;
+        }
+    }
+    if (opaque(thread_index()) == 0) {
+        shared.tried.words = words;
+        shared.tried.kept = kept;
+    }
+    barrier();
+}
+
 // Two fours of tokens that a lane has read: where they begin, and what they weigh, in units of 2^left.
 struct TwoFours {
     u32 id[2], left[2], weights[8];
@@ -98,10 +187,10 @@ struct TwoFours {
 };
 
 // What of these is above a try.
-DEVICE u64 above_try(const TwoFours &two, u32 id, float logit, float previous) {
+DEVICE u64 above_try(const TwoFours &two, Drawn drawn) {
     u64 sum = 0;
     UNROLL for (u32 q = 0; q < 2; q++) {
-        float threshold = two.id[q] + 4 <= id ? previous : logit;
+        float threshold = two.id[q] + 4 <= drawn.id ? drawn.previous : drawn.logit;
         u32 found = 0;
         UNROLL for (u32 c = 4 * q; c < 4 * q + 4; c++) found += two.z[c] > threshold ? two.weights[c] : 0;
         sum += (u64)found << two.left[q];
@@ -116,20 +205,19 @@ DEVICE void sum_above(Shared &seen, u32 asked, const Try &lowest, Weigh weigh, u
     Sums &sums = sums_of(seen);
     u32 t = opaque(thread_index()), lane = t % WAVE, slices = seen.slices;
     Reached &reached = sums.reached[t / WAVE];
-    u32 lowest_id = lowest.id;
-    float logit = lowest.logit, previous = lowest.previous;
+    Drawn down_to = drawn_of(lowest);
     u64 sum = 0;
     if (!one) ROLLED for (u32 bits = asked; bits; bits &= bits - 1) sums.lanes[lowest_bit(bits)][t] = 0;
     ROLLED for (; j < slices; j += AT_ONCE * step) {
         float most[AT_ONCE];
         u32 count = 0;
-        UNROLL for (u32 q = 0; q < AT_ONCE; q++) most[q] = widen(((const bf16 *)seen.groups)[(j + q * step < slices ? j + q * step : j) * GROUPS + lane % GROUPS]);
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) most[q] = widen(((const f16 *)seen.groups)[(j + q * step < slices ? j + q * step : j) * GROUPS + lane % GROUPS]);
         if (lane < AT_ONCE && j + lane * step < slices) {
             SliceScale s = scale_of(seen, j + lane * step);
             reached.units[lane] = {s.floor, s.unit, shift_of(s, seen.unit)};
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-            bool reaches = lane < GROUPS && j + q * step < slices && most[q] > (lowest_id > (j + q * step) * SLICE ? previous : logit);
+            bool reaches = lane < GROUPS && j + q * step < slices && most[q] > threshold_in(down_to, j + q * step);
             u64 hits = vote(reaches);
             if (reaches) reached.groups[count + count_bits(hits & (((u64)1 << lane) - 1))] = q * GROUPS + lane;
             count += count_bits(hits);
@@ -156,11 +244,9 @@ DEVICE void sum_above(Shared &seen, u32 asked, const Try &lowest, Weigh weigh, u
                     two.weights[c] = weigh == BY_COUNT ? 1 : weight(s, two.z[c]) >> of.shift.right;
                 }
             }
-            if (one) sum += above_try(two, lowest_id, logit, previous);
-            ROLLED for (u32 bits = one ? 0 : asked; bits; bits &= bits - 1) {
-                const Try &drawn = seen.tried.drawn[lowest_bit(bits)];
-                sums.lanes[lowest_bit(bits)][t] += above_try(two, drawn.id, drawn.logit, drawn.previous);
-            }
+            if (one) sum += above_try(two, down_to);
+            ROLLED for (u32 bits = one ? 0 : asked; bits; bits &= bits - 1)
+                sums.lanes[lowest_bit(bits)][t] += above_try(two, drawn_of(seen.tried.drawn[lowest_bit(bits)]));
         }
         wave_barrier();  // the votes are one already, but do not promise it
     }
@@ -269,6 +355,9 @@ DEVICE Next draw_tries(Row<T> &row, u32 stage) {
     u64 whole = sum_slices(row, true);
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
     bound_tries(shared, row.flags);
+    // Where rows are fewer, the next launch is as quick to ask.
+    bool in_doubt = MANY_ROWS && stage == TO_BE_ASKED && uniform(shared.tried.words != 0 && shared.scale.base == 0.0f);
+    if (in_doubt) bound_by_groups(shared, row.block);
     if (uniform(shared.tried.words) == 0) {
         u32 kept = uniform(shared.tried.kept);
         if (shared.part) return DONE;

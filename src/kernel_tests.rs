@@ -268,6 +268,18 @@ fn sampling_cases() -> Vec<Case> {
         &crowded(40_000, 64),
         dense,
     ));
+    // More slices than are looked at together.
+    let row = &rows(170_000, 50)[0];
+    let hot = SamplingParams::new().temperature(9.0);
+    let params = [hot.clone().top_k(2000), hot.clone().top_k(30_000)];
+    let params = params
+        .into_iter()
+        .chain([hot.clone().top_p(0.02), hot.top_p(0.5).top_k(20_000)]);
+    let long: Vec<_> = (0..)
+        .zip(params)
+        .map(|(i, p)| (row.clone(), p.seed(i)))
+        .collect();
+    cases.push(sample::<f32>("170,000", &long, dense));
     // Slices outnumber k, or candidates what is ranked at once.
     cases.push(sample::<f32>("40,000", &mixed(40_000, 30, 3), view));
     cases
@@ -334,6 +346,12 @@ fn prefix_sum_cases() -> Vec<Case> {
     }
     cases
 }
+
+/// So many of the cases, the first ones, are draws.
+static SAMPLING: LazyLock<usize> = LazyLock::new(|| {
+    let draws = CASES.iter().take_while(|c| c.name.starts_with("sample"));
+    draws.count()
+});
 
 static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     let mut cases = sampling_cases();
@@ -414,16 +432,24 @@ impl Harness {
     }
 }
 
-fn check(wave: u32) {
-    let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-    let Some(harness) = Harness::compile(&format!("wave-{wave}"), wave, &flags) else {
+fn check(wave: u32, many_rows: bool) {
+    let unit = format!("-DMANY_ROWS={}", u32::from(many_rows));
+    let flags = [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        &unit,
+    ];
+    let name = format!("wave-{wave}{unit}");
+    let Some(harness) = Harness::compile(&name, wave, &flags) else {
         return;
     };
-    harness.write(&CASES);
+    // The small blocks' unit has no other kernels.
+    let cases = &CASES[..if many_rows { *SAMPLING } else { CASES.len() }];
+    harness.write(cases);
     for seed in 1..4 {
         let got = harness.run(seed, &[]).unwrap_or_else(|e| panic!("{e}"));
         let mut got = got.as_slice();
-        for case in CASES.iter() {
+        for case in cases {
             let (mine, rest) = got.split_at(case.want.len());
             got = rest;
             let pairs = mine.chunks(case.width).zip(case.want.chunks(case.width));
@@ -432,7 +458,7 @@ fn check(wave: u32) {
                 let row = rows.get(i).map_or("", String::as_str);
                 assert!(
                     got == want,
-                    "{name}, wave {wave}, order {seed}: result {i} is {got:x?}, not {want:x?} {row}"
+                    "{name}, wave {wave} {unit}, order {seed}: result {i} is {got:x?}, not {want:x?} {row}"
                 );
             }
         }
@@ -442,12 +468,22 @@ fn check(wave: u32) {
 
 #[test]
 fn kernels_equal_the_reference_in_waves_of_32() {
-    check(32);
+    check(32, false);
 }
 
 #[test]
 fn kernels_equal_the_reference_in_waves_of_64() {
-    check(64);
+    check(64, false);
+}
+
+#[test]
+fn small_blocks_equal_the_reference_in_waves_of_32() {
+    check(32, true);
+}
+
+#[test]
+fn small_blocks_equal_the_reference_in_waves_of_64() {
+    check(64, true);
 }
 
 /// Every barrier of the kernels, as file and line, less those whose line says why nothing wrong would come of their absence.
@@ -474,7 +510,9 @@ fn barriers() -> Vec<[String; 2]> {
 /// The harness can fail: whichever barrier is left out, some order of waves gives a wrong result or no end.
 #[test]
 fn a_missing_barrier_is_noticed() {
-    let Some(harness) = Harness::compile("without", 32, &[]) else {
+    let usual = Harness::compile("without", 32, &[]);
+    let many_rows = Harness::compile("without-many-rows", 32, &["-DMANY_ROWS=1"]);
+    let (Some(usual), Some(many_rows)) = (usual, many_rows) else {
         return;
     };
     let place = Place { offset: 0, gap: 0 };
@@ -513,17 +551,23 @@ fn a_missing_barrier_is_noticed() {
     let many = |row: usize| (rows_of[row].clone(), new().top_k(2000));
     let without_tries = [crowded(20_000, 30), vec![many(5), many(13)]].concat();
     cases.push(sample::<f32>("without tries", &without_tries, place));
+    let want = |cases: &[Case]| -> Vec<u8> { cases.iter().flat_map(|c| c.want.clone()).collect() };
+    many_rows.write(&cases);
+    let want_of_many = want(&cases);
     cases.push(elementwise(1, &rows(1003, 0), 0, ops::softmax));
     cases.push(elementwise(2, &rows(1003, 0)[..4], 0, ops::prefix_sum));
-    harness.write(&cases);
-    let want: Vec<u8> = cases.iter().flat_map(|c| c.want.clone()).collect();
-    assert!(
-        harness.run(1, &[]).as_ref() == Ok(&want),
-        "with all of them"
-    );
+    usual.write(&cases);
+    let units = [(usual, want(&cases)), (many_rows, want_of_many)];
+    for (harness, want) in &units {
+        let got = harness.run(1, &[]);
+        assert!(got.as_ref() == Ok(want), "with all of them");
+    }
     let barriers = barriers();
+    // Some are passed by small blocks alone.
     let wrong = |barrier: &&[String; 2]| {
-        (1..10).any(|seed| harness.run(seed, &barrier[..]).as_ref() != Ok(&want))
+        units.iter().any(|(harness, want)| {
+            (1..10).any(|seed| harness.run(seed, &barrier[..]).as_ref() != Ok(want))
+        })
     };
     let unnoticed: Vec<_> = barriers.iter().filter(|b| !wrong(b)).collect();
     assert!(unnoticed.is_empty(), "{unnoticed:?} of {barriers:?}");

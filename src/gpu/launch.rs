@@ -131,7 +131,7 @@ pub(crate) struct Summaries<G: Gpu> {
     slices: usize,
     /// f32, one a slice
     largest: G::Memory,
-    /// bf16, [`GROUPS`] a slice
+    /// f16, [`GROUPS`] a slice
     groups: G::Memory,
     /// u64, one a slice
     mass: G::Memory,

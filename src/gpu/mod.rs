@@ -28,6 +28,33 @@ use crate::definition::weight::SLICE;
 /// Threads of a block, as `BLOCK` in `kernels/block.h`, but of those that read slices.
 pub(crate) const BLOCK: u32 = 512;
 
+/// The same where rows are many.
+pub(crate) const SMALL_BLOCK: u32 = 256;
+
+/// What is compiled, and loaded, together: kernels by the threads of their blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Unit {
+    /// All, in blocks of [`BLOCK`].
+    Usual,
+    /// Those that sample, in blocks of [`SMALL_BLOCK`].
+    ManyRows,
+}
+
+impl Unit {
+    /// Where a kernel for such blocks is.
+    fn of(threads: u32) -> Self {
+        match threads {
+            SMALL_BLOCK => Self::ManyRows,
+            _ => Self::Usual,
+        }
+    }
+
+    /// What compilers are told.
+    fn option(self) -> String {
+        format!("-DMANY_ROWS={}", u32::from(self == Self::ManyRows))
+    }
+}
+
 /// The files of `kernels/`, in the order in which they include each other.
 const HEADERS: [&str; 13] = [
     include_str!("../../kernels/portable.h"),
@@ -50,9 +77,13 @@ const KERNELS: [&str; 3] = [
     include_str!("../../kernels/prefix_sum.hip"),
 ];
 
-/// All kernels as one translation unit: run-time compilers have no folder to include from.
-fn source() -> String {
-    let lines = HEADERS.iter().chain(&KERNELS).flat_map(|file| file.lines());
+/// A unit's kernels as one translation unit: run-time compilers have no folder to include from.
+fn source(unit: Unit) -> String {
+    let kernels = match unit {
+        Unit::Usual => &KERNELS[..],
+        Unit::ManyRows => &KERNELS[..1],
+    };
+    let lines = HEADERS.iter().chain(kernels).flat_map(|file| file.lines());
     let lines = lines.filter(|line| !line.starts_with("#include \"") && *line != "#pragma once");
     lines.flat_map(|line| [line, "\n"]).collect()
 }
@@ -69,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_source_is_one_unit() {
-        let source = source();
+        let source = source(Unit::Usual);
         assert!(!source.contains("#include \"definition.h\""));
         for kernel in [
             "SAMPLE_KERNELS(f32",
@@ -78,7 +109,8 @@ mod tests {
         ] {
             assert!(source.contains(kernel), "{kernel}");
         }
-        assert!(source.contains(&format!("#define BLOCK {BLOCK}u")));
+        let blocks = format!("#define BLOCK (MANY_ROWS ? {SMALL_BLOCK}u : {BLOCK}u)");
+        assert!(source.contains(&blocks));
         assert!(source.contains(&format!("#define READ_BLOCK {READ_BLOCK}u")));
         assert!(source.contains(&format!("#define SLICE {SLICE}u")));
         assert!(source.contains(&format!("#define WIDE_WORDS {}u", rows::WIDE_WORDS)));

@@ -9,7 +9,7 @@
 
 use super::launch::{Argument, Gpu, Logits, READ_BLOCK, checked};
 use super::rows::{Rows, State};
-use super::{BLOCK, slices, source};
+use super::{BLOCK, SMALL_BLOCK, Unit, slices, source};
 use crate::SamplingParams;
 use crate::device_params::DeviceParams;
 use crate::params::{RowParams, TopKTopP};
@@ -283,6 +283,43 @@ fn grids_depend_on_the_rows() {
 }
 
 #[test]
+fn many_rows_are_drawn_from_by_small_blocks() {
+    let new = SamplingParams::new;
+    let params: Vec<_> = [new().top_p(0.9), new().top_k(1000)]
+        .map(|p| p.resolve().unwrap())
+        .into();
+    for (batch, drawing) in [(264, BLOCK), (265, SMALL_BLOCK)] {
+        let gpu = Recorder::new(32);
+        let params: Vec<_> = params.iter().cycle().take(batch).cloned().collect();
+        let mut rows = Rows::new(&gpu, batch, 5000).unwrap();
+        let logits = logits(DType::F32, batch, 5000, 5000);
+        draw(&mut rows, &gpu, &logits, &params, &vec![0; batch]).unwrap();
+        let steps = gpu.steps();
+        let threads = |step: &Value| {
+            Some((
+                step["launch"].as_str()?.to_string(),
+                step["threads"].as_u64()? as u32,
+            ))
+        };
+        let threads: Vec<_> = steps.iter().filter_map(threads).collect();
+        let wanted = [
+            ("slices_f32", READ_BLOCK),
+            ("look_f32", BLOCK),
+            ("try_f32", drawing),
+            ("try_f32", drawing),
+        ];
+        assert_eq!(
+            threads,
+            wanted.map(|(kernel, threads)| (kernel.to_string(), threads))
+        );
+    }
+    assert_eq!(Unit::of(SMALL_BLOCK), Unit::ManyRows);
+    for threads in [BLOCK, READ_BLOCK] {
+        assert_eq!(Unit::of(threads), Unit::Usual);
+    }
+}
+
+#[test]
 fn only_what_has_changed_is_uploaded() {
     let gpu = Recorder::new(32);
     let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
@@ -350,7 +387,7 @@ fn parameters(source: &str, kernel: &str) -> Vec<&'static str> {
 
 #[test]
 fn kernels_take_what_they_are_given() {
-    let source = source();
+    let source = source(Unit::Usual);
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         let gpu = Recorder::new(32);
         let mut rows = Rows::new(&gpu, 9, 5000).unwrap();

@@ -1,7 +1,7 @@
 //! A sampler's rows in device memory: parameters, positions, workspace.
 
 use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
-use super::{BLOCK, slices};
+use super::{BLOCK, SMALL_BLOCK, slices};
 use crate::device_params::DeviceParams;
 use crate::params::RowParams;
 use candle_core::Result;
@@ -50,6 +50,8 @@ const FEW_ROWS: usize = 8;
 const DRAWING_BLOCKS_A_ROW: usize = 32;
 /// Otherwise as many do, in a launch of their own, as a large GPU has at once, or as there are rows.
 const ASKING_BLOCKS: usize = 264;
+/// More rows than that are drawn from by small blocks, of which it has twice as many at once.
+const MANY_ROWS: usize = ASKING_BLOCKS;
 
 /// Who asks for tries of which the slices do not tell whether they are kept: `Stage` in `kernels/try.h`.
 #[derive(Clone, Copy)]
@@ -198,8 +200,9 @@ impl<G: Gpu> Rows<G> {
                 arguments[11] = ids;
                 (kernels.draw, &arguments[..12])
             };
+            let threads = if rows > MANY_ROWS { SMALL_BLOCK } else { BLOCK };
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*` and `try_*`.
-            unsafe { gpu.launch(kernel, grid, BLOCK, arguments) }
+            unsafe { gpu.launch(kernel, grid, threads, arguments) }
         };
         let draw = |after_look: bool| {
             if !tried || vocab <= CAPACITY {

@@ -78,7 +78,7 @@ impl Gpu for Cuda {
         arguments: &[Argument],
     ) -> Result<()> {
         let [columns, rows] = checked(grid, (1 << 31) - 1)?;
-        let function = self.module.function(kernel)?;
+        let function = self.module.function(kernel, threads)?;
         // The kernels wait for the launch before by themselves (`wait_for_last_launch` in kernels/portable.h), so that this one may be
         // prepared while that one runs.
         let early = sys::CUlaunchAttribute {

@@ -2,21 +2,27 @@
 
 use super::WAVE;
 use crate::gpu::rtc::{Compiler, NVRTC};
-use crate::gpu::{cache, source};
+use crate::gpu::{Unit, cache, source};
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{Error, Result};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex};
 
-/// The kernels of one device, by name.
+/// The kernels of one device, by unit and name.
 pub(super) struct Module {
-    module: Arc<CudaModule>,
-    functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    context: Arc<CudaContext>,
+    units: Mutex<HashMap<Unit, Loaded>>,
     /// Whether a launch may begin before the last one has ended: from compute capability 9.0 on, where the kernels wait for
     /// that, and from CUDA 12.3 on, where graphs know of it.
     pub(super) launches_early: bool,
+}
+
+struct Loaded {
+    module: Arc<CudaModule>,
+    functions: HashMap<&'static str, CudaFunction>,
 }
 
 /// Loaded modules by the address of their context, which they keep alive.
@@ -35,31 +41,44 @@ impl Module {
         if let Some(module) = loaded.get(&address) {
             return Ok(module.clone());
         }
-        let module = context
-            .load_module(Ptx::from_binary(compile(context)?))
-            .w()?;
         let (major, _) = context.compute_capability().w()?;
         let module = Arc::new(Self {
-            module,
-            functions: Mutex::default(),
+            context: context.clone(),
+            units: HashMap::from([(Unit::Usual, load(context, Unit::Usual)?)]).into(),
             launches_early: major >= 9 && driver_version()? >= 12_030,
         });
         loaded.insert(address, module.clone());
         Ok(module)
     }
 
-    pub(super) fn function(&self, name: &'static str) -> Result<CudaFunction> {
-        let mut functions = self
-            .functions
+    /// The kernel for blocks of so many threads.
+    pub(super) fn function(&self, name: &'static str, threads: u32) -> Result<CudaFunction> {
+        let mut units = self
+            .units
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(function) = functions.get(name) {
+        let unit = match units.entry(Unit::of(threads)) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(vacant) => {
+                let loaded = load(&self.context, *vacant.key())?;
+                vacant.insert(loaded)
+            }
+        };
+        if let Some(function) = unit.functions.get(name) {
             return Ok(function.clone());
         }
-        let function = self.module.load_function(name).w()?;
-        functions.insert(name, function.clone());
+        let function = unit.module.load_function(name).w()?;
+        unit.functions.insert(name, function.clone());
         Ok(function)
     }
+}
+
+fn load(context: &Arc<CudaContext>, unit: Unit) -> Result<Loaded> {
+    let code = Ptx::from_binary(compile(context, unit)?);
+    Ok(Loaded {
+        module: context.load_module(code).w()?,
+        functions: HashMap::new(),
+    })
 }
 
 /// The driver's CUDA version: 12.3 is 12,030.
@@ -73,7 +92,7 @@ fn driver_version() -> Result<i32> {
 }
 
 /// Machine code for the GPU of `context`.
-fn compile(context: &CudaContext) -> Result<Vec<u8>> {
+fn compile(context: &CudaContext, unit: Unit) -> Result<Vec<u8>> {
     let (major, minor) = context.compute_capability().w()?;
     let target = format!("sm_{major}{minor}");
     let options = [
@@ -82,10 +101,11 @@ fn compile(context: &CudaContext) -> Result<Vec<u8>> {
         // Contraction would make other bits than the CPU's.
         "--fmad=false".to_owned(),
         format!("-DWAVE={WAVE}"),
+        unit.option(),
     ];
     let compiler = Compiler::load(&NVRTC).map_err(Error::wrap)?;
     let version = compiler.version().map_err(Error::wrap)?;
-    let source = source();
+    let source = source(unit);
     let key = format!("{}\0NVRTC {version:?}\0{source}", options.join("\0"));
     cache::get_or_compile(&key, || compiler.compile(&source, &options, &target))
         .map_err(Error::wrap)

@@ -78,7 +78,7 @@ impl Gpu for Hip {
     ) -> Result<()> {
         // HIP counts the threads of a dimension in 32 bits.
         let [columns, rows] = checked(grid, u32::MAX / threads)?;
-        let function = self.module.function(kernel)?;
+        let function = self.module.function(kernel, threads)?;
         let mut values: Vec<_> = arguments.iter().map(Argument::value).collect();
         let none = std::ptr::null_mut();
         // SAFETY: the caller vouches for the arguments, which HIP copies; the stream is alive.

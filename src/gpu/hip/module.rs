@@ -4,17 +4,22 @@ use super::HipDevice;
 use super::api::{self, Handle};
 use super::device::hip;
 use crate::gpu::rtc::{CompileError, Compiler, HIPRTC};
-use crate::gpu::{cache, source};
+use crate::gpu::{Unit, cache, source};
 use candle_core::{Error, Result};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::CString;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// The kernels of one device, by name.
+/// The kernels of one device, by unit and name.
 pub(super) struct Module {
     device: HipDevice,
+    units: Mutex<HashMap<Unit, Loaded>>,
+}
+
+struct Loaded {
     handle: Handle,
-    functions: Mutex<HashMap<&'static str, Handle>>,
+    functions: HashMap<&'static str, Handle>,
 }
 
 /// What is loaded, by the device's index. It stays for as long as the process: nothing is unloaded while it may run.
@@ -33,25 +38,25 @@ impl Module {
         if let Some(module) = loaded.get(&device.index()) {
             return Ok(module.clone());
         }
-        let module = Arc::new(Self::load(device, &compile(device)?)?);
+        let module = Arc::new(Self {
+            device: device.clone(),
+            units: HashMap::from([(Unit::Usual, load(device, Unit::Usual)?)]).into(),
+        });
         loaded.insert(device.index(), module.clone());
         Ok(module)
     }
 
-    fn load(device: &HipDevice, code: &[u8]) -> Result<Self> {
-        let mut handle = Handle::NULL;
-        // SAFETY: a whole code object, which HIP copies; it says itself how long it is.
-        unsafe { hip!(device, hipModuleLoadData(&mut handle, code.as_ptr().cast())) }?;
-        Ok(Self {
-            device: device.clone(),
-            handle,
-            functions: Mutex::default(),
-        })
-    }
-
-    pub(super) fn function(&self, name: &'static str) -> Result<Handle> {
-        let mut functions = lock(&self.functions);
-        if let Some(&function) = functions.get(name) {
+    /// The kernel for blocks of so many threads.
+    pub(super) fn function(&self, name: &'static str, threads: u32) -> Result<Handle> {
+        let mut units = lock(&self.units);
+        let unit = match units.entry(Unit::of(threads)) {
+            Entry::Occupied(loaded) => loaded.into_mut(),
+            Entry::Vacant(vacant) => {
+                let loaded = load(&self.device, *vacant.key())?;
+                vacant.insert(loaded)
+            }
+        };
+        if let Some(&function) = unit.functions.get(name) {
             return Ok(function);
         }
         let symbol = CString::new(name).map_err(Error::wrap)?;
@@ -60,21 +65,32 @@ impl Module {
         unsafe {
             hip!(
                 self.device,
-                hipModuleGetFunction(&mut function, self.handle, symbol.as_ptr())
+                hipModuleGetFunction(&mut function, unit.handle, symbol.as_ptr())
             )
         }?;
-        functions.insert(name, function);
+        unit.functions.insert(name, function);
         Ok(function)
     }
 }
 
+fn load(device: &HipDevice, unit: Unit) -> Result<Loaded> {
+    let code = compile(device, unit)?;
+    let mut handle = Handle::NULL;
+    // SAFETY: a whole code object, which HIP copies; it says itself how long it is.
+    unsafe { hip!(device, hipModuleLoadData(&mut handle, code.as_ptr().cast())) }?;
+    Ok(Loaded {
+        handle,
+        functions: HashMap::new(),
+    })
+}
+
 /// Machine code for the device.
-fn compile(device: &HipDevice) -> Result<Vec<u8>> {
-    let options = options(device.target(), device.wave_size());
+fn compile(device: &HipDevice, unit: Unit) -> Result<Vec<u8>> {
+    let options = options(device.target(), device.wave_size(), unit);
     let compiler = compiler(device.runtime()).map_err(Error::wrap)?;
     // hipRTC calls itself 9.0 in every release, so the runtime's version stands for it too.
     let version = (compiler.version().map_err(Error::wrap)?, device.runtime());
-    let source = source();
+    let source = source(unit);
     let key = format!("{}\0hipRTC {version:?}\0{source}", options.join("\0"));
     cache::get_or_compile(&key, || {
         compiler.compile(&source, &options, device.target())
@@ -82,7 +98,7 @@ fn compile(device: &HipDevice) -> Result<Vec<u8>> {
     .map_err(Error::wrap)
 }
 
-fn options(target: &str, wave: u32) -> [String; 5] {
+fn options(target: &str, wave: u32, unit: Unit) -> [String; 6] {
     [
         format!("--offload-arch={target}"),
         "-std=c++17".to_owned(),
@@ -90,6 +106,7 @@ fn options(target: &str, wave: u32) -> [String; 5] {
         // Contraction would make other bits than the CPU's.
         "-ffp-contract=off".to_owned(),
         format!("-DWAVE={wave}"),
+        unit.option(),
     ]
 }
 
@@ -121,9 +138,14 @@ mod tests {
     #[test]
     fn the_kernels_compile_for_both_wave_sizes() {
         let Some(compiler) = installed() else { return };
-        for (target, wave) in [("gfx90a", 64), ("gfx1030", 32)] {
+        let targets = [
+            ("gfx90a", 64, Unit::Usual),
+            ("gfx1030", 32, Unit::Usual),
+            ("gfx90a", 64, Unit::ManyRows),
+        ];
+        for (target, wave, unit) in targets {
             let code = compiler
-                .compile(&source(), &options(target, wave), target)
+                .compile(&source(unit), &options(target, wave, unit), target)
                 .unwrap_or_else(|error| panic!("{error}"));
             let contains = |text: &[u8]| code.windows(text.len()).any(|w| w == text);
             assert!(
@@ -139,7 +161,7 @@ mod tests {
         let Some(compiler) = installed() else { return };
         // An unknown target makes hipRTC 5.2 crash, so a known one it is.
         let mistake = "int f() { return nonsense; }";
-        let error = compiler.compile(mistake, &options("gfx90a", 64), "gfx90a");
+        let error = compiler.compile(mistake, &options("gfx90a", 64, Unit::Usual), "gfx90a");
         let said = error.unwrap_err().to_string();
         let first = said.lines().next().unwrap_or_default();
         assert!(
