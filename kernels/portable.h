@@ -88,6 +88,7 @@ DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__clzll((long long)x); }
 DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEVICE float at_least(float x, float least) { return fmaxf(x, least); }
 DEVICE u32 round_u32(float x) { return __float2uint_rn(x); }
+// To within 2^-21 of it or so, for bounds.
 DEVICE float exp2_about(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -174,7 +175,11 @@ DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__builtin_clzll(x); }
 DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE float at_least(float x, float least) { return x > least ? x : least; }
 DEVICE u32 round_u32(float x) { return (u32)__builtin_rintf(x); }
+#if __has_builtin(__builtin_amdgcn_exp2f)
 DEVICE float exp2_about(float x) { return __builtin_amdgcn_exp2f(x); }
+#else
+DEVICE float exp2_about(float x) { return __builtin_exp2f(x); }
+#endif
 DEVICE u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
 DEVICE float float_of(u32 x) { return __builtin_bit_cast(float, x); }
 DEVICE u64 mul_hi(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
