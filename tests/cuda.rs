@@ -107,6 +107,17 @@ fn a_million_draws_equal_the_cpu() {
     assert!(drawn as f64 >= 1e6 * share);
 }
 
+/// More rows than a large GPU draws from at once by blocks of the usual size.
+#[test]
+fn many_rows_equal_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    for vocab in [3000, 20_000] {
+        let logits = batch_of(&sources(vocab), 280);
+        let drawn = compare(&vocab.to_string(), &gpu, &logits, &mixed(280, vocab), 1);
+        assert_eq!(drawn, 280);
+    }
+}
+
 #[test]
 fn frequencies_pass_chi_square() -> Result<()> {
     let Some(gpu) = gpu() else { return Ok(()) };
