@@ -126,7 +126,7 @@ DEVICE EightGroups weigh_groups(const Eight<f16> &eight, float scale, float larg
 
 // Of the tries whose mass is in doubt, one after the other, what the groups' largest logits tell: of the slices that reach above a try, at least the
 // largest tokens of those groups that do not are not above it, and the largest of those that do are. Stops at the first try of which this does not
-// tell. For rows that are measured from zero. Has a barrier at the end.
+// tell. For rows without top-k that are measured from zero. Has a barrier at the end.
 DEVICE void bound_by_groups(Shared &shared, Block &b) {
     const u32 lanes_of_slice = GROUPS / 8;
     const Sums &sums = sums_of(shared);
@@ -136,8 +136,7 @@ DEVICE void bound_by_groups(Shared &shared, Block &b) {
     // From what tokens weigh, where the row's largest weighs about 1, to shares of the whole.
     float to_share = float_of((127 + FRACTION + HEADROOM + SHARE_BITS) << 23) / (float)whole;
     ROLLED while (words) {
-        u32 d = lowest_bit((words | words >> TRIES) & EACH_TRY);
-        if (words >> (BY_COUNT * TRIES + d) & 1) break;
+        u32 d = lowest_bit(words) - BY_MASS * TRIES;
         Drawn drawn = drawn_of(shared.tried.drawn[d]);
         EightGroups found = {0.0f, 0.0f};
         ROLLED for (u32 start = opaque(wave_index() * WAVE); start < lanes; start += AT_ONCE * BLOCK) {
@@ -356,8 +355,8 @@ DEVICE Next draw_tries(Row<T> &row, u32 stage) {
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
     bound_tries(shared, row.flags);
     // Where rows are fewer, the next launch is as quick to ask.
-    bool in_doubt = MANY_ROWS && stage == TO_BE_ASKED && uniform(shared.tried.words != 0 && shared.scale.base == 0.0f);
-    if (in_doubt) bound_by_groups(shared, row.block);
+    bool by_groups = MANY_ROWS && stage == TO_BE_ASKED && !(row.flags & TOP_K);
+    if (by_groups && uniform(shared.tried.words != 0 && shared.scale.base == 0.0f)) bound_by_groups(shared, row.block);
     if (uniform(shared.tried.words) == 0) {
         u32 kept = uniform(shared.tried.kept);
         if (shared.part) return DONE;
