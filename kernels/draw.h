@@ -47,6 +47,7 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
     u64 *sums = next_words(b);
     static_assert(BLOCK % DRAWING == 0 && WAVES <= WAVE, "threads for each draw, a lane for each wave");
     u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, run = (seen.slices + BLOCK - 1) / BLOCK;
+    // As many at once as there are threads for.
     ROLLED for (u32 begin = 0; begin < draws; begin += BLOCK / DRAWING) {
         u32 d = begin + t / DRAWING, first = 0;
         Shift shift = {0, 0};

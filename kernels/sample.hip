@@ -10,7 +10,8 @@
 // - A top-k that is too large for the one and too small for the other: `look` comes before the draw. Its blocks, many a row, take a sample and set
 //   two pivots (aim.h), sum what is above them and list what is between (look.h). Among those, the last one to keep is found (search.h).
 //
-// In a batch whose rows go different ways, `try` does what `draw` does, and blocks leave what is not theirs.
+// In a batch whose rows go different ways, `try` does what `draw` does, and blocks leave what is not theirs. Where rows are more than a large GPU
+// has blocks at once, `draw` and `try` are those of a second compilation, in blocks half as large (block.h).
 //
 // What is drawn is docs/definition.md's, bit for bit; how the kept tokens are found is not part of it, and may change.
 #include "draw.h"
