@@ -363,6 +363,9 @@ static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
     cases
 });
 
+/// Asks for what `tests/harness/races.h` tells.
+const RACES: &str = "-DRACES";
+
 /// A folder with the compiled harness and a file of cases; gone when dropped.
 struct Harness {
     folder: PathBuf,
@@ -391,20 +394,33 @@ impl Harness {
             let folder = std::env::temp_dir().join(folder);
             std::fs::create_dir_all(&folder).unwrap();
             let harness = Self { folder };
-            let out = Command::new(compiler)
-                .args(
-                    "-std=c++17 -O1 -g -ffp-contract=off -Wall -Wextra -Werror -Wno-attributes"
-                        .split(' '),
-                )
-                .args(flags)
-                .arg(format!("-DWAVE={wave}"))
-                .args(["-Ikernels", "-Itests/harness", "-o"])
-                .args([&harness.folder.join("harness"), &source])
-                .current_dir(root)
-                .output()
-                .unwrap();
-            let errors = String::from_utf8_lossy(&out.stderr);
-            assert!(out.status.success(), "{errors}");
+            let [object, program] = ["harness.o", "harness"].map(|f| harness.folder.join(f));
+            let compile = |flags: &[&str], from: &[&Path], to: &Path| {
+                let out = Command::new(&compiler)
+                    .args(
+                        "-std=c++17 -O1 -g -ffp-contract=off -Wall -Wextra -Werror -Wno-attributes"
+                            .split(' '),
+                    )
+                    .args(flags)
+                    .arg(format!("-DWAVE={wave}"))
+                    .args(["-Ikernels", "-Itests/harness", "-o"])
+                    .arg(to)
+                    .args(from)
+                    .current_dir(root)
+                    .output()
+                    .unwrap();
+                let errors = String::from_utf8_lossy(&out.stderr);
+                assert!(out.status.success(), "{errors}");
+            };
+            if flags.contains(&RACES) {
+                // What the instrumented code calls is ours, and not instrumented.
+                let with = [flags, &["-fsanitize=thread", "-no-pie", "-c"]].concat();
+                compile(&with, &[&source], &object);
+                let races = root.join("tests/harness/races.cpp");
+                compile(&[RACES, "-no-pie"], &[&object, &races], &program);
+            } else {
+                compile(flags, &[&source], &program);
+            }
             return Some(harness);
         };
         println!("skipped: {reason}");
@@ -484,6 +500,27 @@ fn small_blocks_equal_the_reference_in_waves_of_32() {
 #[test]
 fn small_blocks_equal_the_reference_in_waves_of_64() {
     check(64, true);
+}
+
+/// Whatever the threads of a block do in shared memory, barriers order it, but for writes that leave a value as it is. That this is noticed where
+/// it is not so, a barrier left out shows.
+#[test]
+fn barriers_order_all_accesses_to_shared_memory() {
+    for unit in ["-DMANY_ROWS=0", "-DMANY_ROWS=1"] {
+        let Some(harness) = Harness::compile(&format!("races{unit}"), 32, &[RACES, unit]) else {
+            return;
+        };
+        harness.write(&CASES[..*SAMPLING]);
+        for seed in 1..4 {
+            harness
+                .run(seed, &[])
+                .unwrap_or_else(|e| panic!("{unit}: {e}"));
+        }
+        let barriers = barriers();
+        let of_sums = barriers.iter().find(|b| b[0] == "block.h").unwrap();
+        let error = harness.run(1, of_sums).unwrap_err();
+        assert!(error.contains("race: "), "{error}");
+    }
 }
 
 /// Every barrier of the kernels, as file and line, less those whose line says why nothing wrong would come of their absence.

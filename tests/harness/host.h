@@ -47,18 +47,10 @@ DEVICE void wave_barrier(SITE) { wait_for_wave(WAVE_BARRIER, {file, line}, 0, 0)
 DEVICE u32 shuffle_xor(u32 x, u32 mask, SITE) { return (u32)wait_for_wave(SHUFFLE_XOR, {file, line}, x, mask); }
 DEVICE u32 shuffle_up(u32 x, u32 delta, SITE) { return (u32)wait_for_wave(SHUFFLE_UP, {file, line}, x, delta); }
 DEVICE u64 vote(bool x, SITE) { return wait_for_wave(VOTE, {file, line}, x, 0); }
-// Only one thread runs at a time.
-DEVICE u32 atomic_add(u32 *p, u32 x) {
-    u32 before = *p;
-    *p += x;
-    return before;
-}
+// Only one thread runs at a time, but that these may meet has to show (races.h).
+DEVICE u32 atomic_add(u32 *p, u32 x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
 DEVICE u32 atomic_add_on_device(u32 *p, u32 x) { return atomic_add(p, x); }
-DEVICE u64 atomic_add_on_device(u64 *p, u64 x) {
-    u64 before = *p;
-    *p += x;
-    return before;
-}
+DEVICE u64 atomic_add_on_device(u64 *p, u64 x) { return __atomic_fetch_add(p, x, __ATOMIC_RELAXED); }
 DEVICE u32 uniform(u32 x) { return x; }
 DEVICE u32 opaque(u32 x) { return x; }
 DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "block.h"
+#include "races.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define ADDRESS_SANITIZER 1
@@ -25,7 +26,11 @@
 // The kernels are on trial, not the machine, which would take longer than they do.
 #define UNCHECKED __attribute__((no_sanitize_address, no_sanitize_undefined))
 #else
+#ifdef RACES
+#define UNCHECKED __attribute__((no_sanitize("thread")))
+#else
 #define UNCHECKED
+#endif
 static void __sanitizer_start_switch_fiber(void **, const void *, size_t) {}
 static void __sanitizer_finish_switch_fiber(void *, const void **, size_t *) {}
 #endif
@@ -171,6 +176,7 @@ inline void make_fibers() {
 UNCHECKED inline void resume(u32 thread) {
     Fiber &f = machine.threads[thread];
     machine.thread = thread;
+    now_runs(thread);
     __sanitizer_start_switch_fiber(&machine.fake_stack, f.stack, STACK_BYTES);
     switch_stack(&machine.pointer, f.pointer);
     __sanitizer_finish_switch_fiber(machine.fake_stack, nullptr, nullptr);
@@ -198,6 +204,7 @@ UNCHECKED inline void run_wave(u32 wave) {
         for (u32 l = 1; l < WAVE; l++) must_agree("wave", wave * WAVE, wave * WAVE + l);
         Wait wait = lanes[0].wait;
         if (wait == BARRIER || wait == FINISHED) return;
+        wave_has_met(wave);
         u64 ballot = 0;
         for (u32 l = 0; l < WAVE; l++) ballot |= (u64)(lanes[l].operand & 1) << l;
         for (u32 l = 0; l < WAVE; l++) {
@@ -252,6 +259,7 @@ inline void start_machine(u64 seed, Site without) {
     machine.without = without;
     make_fibers();
     find_shared_memory();
+    for (const Machine::Memory &m : machine.shared) watch_shared_memory(m.words, m.count * sizeof(u64));
 }
 
 // kernel<<<dim3(columns, rows), threads>>>.
@@ -266,6 +274,7 @@ inline void launch(u32 columns, u32 rows, u32 threads, std::function<void()> ker
         order[other] = i;
     }
     for (u32 block : order) {
+        block_has_met();
         machine.block = block % columns;
         machine.block_y = block / columns;
         // A block finds what an earlier one has left, or something that nobody wrote.
@@ -276,6 +285,7 @@ inline void launch(u32 columns, u32 rows, u32 threads, std::function<void()> ker
                 fprintf(stderr, "block %u does not end\n", block);
                 exit(3);
             }
+            block_has_met();
             Order waves(in_block);
             for (u32 w = 0; w < in_block; w++) run_wave(waves[w]);
             for (u32 w = 1; w < in_block; w++) must_agree("block", 0, w * WAVE);
