@@ -11,6 +11,9 @@ pub(crate) trait Gpu {
     /// Lanes of a wave.
     fn wave(&self) -> u32;
 
+    /// Whether a multiprocessor has room for four blocks that draw, of 48 KiB of shared memory each: then small ones take more rows at once.
+    fn has_room_for_small_blocks(&self) -> bool;
+
     /// Memory for so many 64-bit words, with whatever was in it.
     fn allocate(&self, words: usize) -> Result<Self::Memory>;
 

@@ -79,6 +79,10 @@ impl Gpu for Recorder {
         self.wave
     }
 
+    fn has_room_for_small_blocks(&self) -> bool {
+        self.wave == 32
+    }
+
     fn allocate(&self, words: usize) -> Result<u64> {
         let mut memory = self.memory.borrow_mut();
         memory.push(words);
@@ -283,13 +287,13 @@ fn grids_depend_on_the_rows() {
 }
 
 #[test]
-fn many_rows_are_drawn_from_by_small_blocks() {
+fn many_rows_are_drawn_from_by_small_blocks_if_there_is_room() {
     let new = SamplingParams::new;
     let params: Vec<_> = [new().top_p(0.9), new().top_k(500)]
         .map(|p| p.resolve().unwrap())
         .into();
-    for (batch, drawing) in [(264, BLOCK), (265, SMALL_BLOCK)] {
-        let gpu = Recorder::new(32);
+    for (wave, batch, drawing) in [(32, 264, BLOCK), (32, 265, SMALL_BLOCK), (64, 265, BLOCK)] {
+        let gpu = Recorder::new(wave);
         let params: Vec<_> = params.iter().cycle().take(batch).cloned().collect();
         let mut rows = Rows::new(&gpu, batch, 5000).unwrap();
         let logits = logits(DType::F32, batch, 5000, 5000);

@@ -50,7 +50,7 @@ const FEW_ROWS: usize = 8;
 const DRAWING_BLOCKS_A_ROW: usize = 32;
 /// Otherwise as many do, in a launch of their own, as a large GPU has at once, or as there are rows.
 const ASKING_BLOCKS: usize = 264;
-/// More rows than that are drawn from by small blocks, of which it has twice as many at once.
+/// More rows than that are drawn from by small blocks, where the GPU has twice as many of these at once.
 const MANY_ROWS: usize = ASKING_BLOCKS;
 
 /// Who asks for tries of which the slices do not tell whether they are kept: `Stage` in `kernels/try.h`.
@@ -200,7 +200,10 @@ impl<G: Gpu> Rows<G> {
                 arguments[11] = ids;
                 (kernels.draw, &arguments[..12])
             };
-            let threads = if rows > MANY_ROWS { SMALL_BLOCK } else { BLOCK };
+            let threads = match rows > MANY_ROWS && gpu.has_room_for_small_blocks() {
+                true => SMALL_BLOCK,
+                false => BLOCK,
+            };
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*` and `try_*`.
             unsafe { gpu.launch(kernel, grid, threads, arguments) }
         };

@@ -54,6 +54,10 @@ impl Gpu for Cuda {
         WAVE
     }
 
+    fn has_room_for_small_blocks(&self) -> bool {
+        self.module.has_room_for_small_blocks
+    }
+
     fn allocate(&self, words: usize) -> Result<Memory> {
         // SAFETY: kernels and uploads write before anything is read.
         let words = unsafe { self.device.alloc::<u64>(words)? };

@@ -18,6 +18,7 @@ pub(super) struct Module {
     /// Whether a launch may begin before the last one has ended: from compute capability 9.0 on, where the kernels wait for
     /// that, and from CUDA 12.3 on, where graphs know of it.
     pub(super) launches_early: bool,
+    pub(super) has_room_for_small_blocks: bool,
 }
 
 struct Loaded {
@@ -42,10 +43,16 @@ impl Module {
             return Ok(module.clone());
         }
         let (major, _) = context.compute_capability().w()?;
+        let shared_memory = context
+            .attribute(
+                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+            )
+            .w()?;
         let module = Arc::new(Self {
             context: context.clone(),
             units: HashMap::from([(Unit::Usual, load(context, Unit::Usual)?)]).into(),
             launches_early: major >= 9 && driver_version()? >= 12_030,
+            has_room_for_small_blocks: shared_memory >= 4 * 48 * 1024,
         });
         loaded.insert(address, module.clone());
         Ok(module)

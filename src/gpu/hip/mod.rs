@@ -42,6 +42,11 @@ impl Gpu for Hip {
         self.device.wave_size()
     }
 
+    /// A compute unit has 64 KiB, or two share 128: for one block each, of whatever size.
+    fn has_room_for_small_blocks(&self) -> bool {
+        false
+    }
+
     fn allocate(&self, words: usize) -> Result<Memory> {
         Ok(Memory::new(&self.device, words * size_of::<u64>())?)
     }
