@@ -97,7 +97,7 @@ DEVICE void count_sample(const Seen &seen, u32 *bins, Four<T> *four, bool read, 
         if (!read) read_sample<at_once>(four, (const T *)seen.logits, seen.vocab, at, stride);
         read = false;
         UNROLL for (u32 i = 0; i < at_once * 4; i++) {
-            float z = widen(four[i / 4].x[i % 4]);
+            float z = token_of(four[i / 4], i % 4);
             u32 bin, id = at + i / 4 * stride + i % 4;
             if (open) {
                 float down = (most - z) * each;

@@ -39,7 +39,7 @@ struct Shift {
 };
 
 DEVICE Shift shift_of(SliceScale s, u32 row_unit) {
-    u32 down = row_unit - s.unit;
+    u32 down = orders_down(s, row_unit);
     if (down <= HEADROOM) return {0, HEADROOM - down};
     return {down - HEADROOM < 31 ? down - HEADROOM : 31, 0};
 }

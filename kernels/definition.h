@@ -54,7 +54,7 @@ struct SliceScale {
     bool some;  // false where no token of the slice has mass
     float base, scale;
     float floor;  // logits (less base) are raised to this one
-    u32 unit;     // the bits of MAGIC + n_max
+    float magic;  // MAGIC + FRACTION - n_max: added to y, it rounds and leaves the exponent of the weight in the low bits
 };
 
 DEVICE float absolute(float x) { return x < 0.0f ? -x : x; }
@@ -72,7 +72,7 @@ DEVICE SliceScale slice_scale(Scale s, float max, float orders) {
     slice.base = s.base;
     slice.scale = s.scale;
     slice.floor = (rounded - MAGIC - orders) * s.inverse;
-    slice.unit = bits_of(rounded);
+    slice.magic = MAGIC + FRACTION - (rounded - MAGIC);
     return slice;
 }
 
@@ -80,30 +80,33 @@ DEVICE SliceScale slice_scale(Scale s, float max, float orders) {
 DEVICE float unrounded(SliceScale s, float logit) {
     float z = logit - s.base;
     z = at_least(z, s.floor);
-    float rounded = fma_f32(z, s.scale, MAGIC);
-    float f = fma_f32(z, s.scale, MAGIC - rounded);
+    float rounded = fma_f32(z, s.scale, s.magic);
+    float f = fma_f32(z, s.scale, s.magic - rounded);
     float p = float_of(0x3aaded1fu);
     p = fma_f32(p, f, float_of(0x3c1e7456u));
     p = fma_f32(p, f, float_of(0x3d635b6cu));
     p = fma_f32(p, f, float_of(0x3e75fce1u));
     p = fma_f32(p, f, float_of(0x3f317215u));
     p = fma_f32(p, f, 1.0f);
-    u32 exponent = bits_of(rounded) + FRACTION - s.unit;
-    return float_of(bits_of(p) + (exponent << 23));
+    return float_of(bits_of(p) + (bits_of(rounded) << 23));
 }
 
 DEVICE u32 weight(SliceScale s, float logit) { return round_u32(unrounded(s, logit)); }
 
+// The bits of the magic stand for a slice's unit, and those of the slice with the row's largest logit for the row's: so many binary orders apart.
+DEVICE u32 unit_of(SliceScale s) { return bits_of(s.magic); }
+DEVICE u32 orders_down(SliceScale s, u32 row_unit) { return unit_of(s) - row_unit; }
+
 // A mass of the slice, a token's or a sum, in the row's unit.
 DEVICE u64 to_row_units(SliceScale s, u64 mass, u32 row_unit) {
-    u32 down = row_unit - s.unit;
+    u32 down = orders_down(s, row_unit);
     if (down <= HEADROOM) return mass << (HEADROOM - down);
     return down - HEADROOM < 64 ? mass >> (down - HEADROOM) : 0;
 }
 
 // The smallest mass of the slice that exceeds `mass` (less than the slice holds) in row units.
 DEVICE u64 first_above(SliceScale s, u64 mass, u32 row_unit) {
-    u32 down = row_unit - s.unit;
+    u32 down = orders_down(s, row_unit);
     if (down <= HEADROOM) return (mass >> (HEADROOM - down)) + 1;
     return (mass + 1) << (down - HEADROOM);
 }
@@ -138,6 +141,7 @@ DEVICE u64 philox(u64 seed, u64 position, u32 round) {
 #define MIN_P 16u
 #define TRIED 32u  // drawn from all tokens first
 #define BY_SLICES 64u  // k is small, and less than there are slices: their largest logits bound it
+#define MASS 128u  // the row's mass is wanted: to draw from all of it, or as what p is a share of
 
 struct RowParams {
     float scale, inverse;

@@ -72,7 +72,7 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
             // The running sum, of all weights in the slice's unit or of the masses of the tokens above `low`, is to reach this.
             target = all ? first_above(s, rest, seen.unit) : rest + 1;
             UNROLL for (u32 c = 0; c < 4; c++) {
-                z[c] = widen(four.x[c]);
+                z[c] = token_of(four, c);
                 u32 w = weight(s, z[c]);
                 mass[c] = all ? w : key_of(z[c], first + c) > low ? unpack_mass(pack_mass(w, shift)) : 0;
                 sum += mass[c];

@@ -137,11 +137,11 @@ DEVICE bool gather(Row<T> &row, float bound) {
             read_fours<2>(logits_of(row), shared.vocab, id, four);
             // What is beyond the vocabulary is -inf.
             UNROLL for (u32 i = 0; i < 8; i++)
-                mask |= (u32)(widen(four[i / 4].x[i % 4]) >= bound && first + i / 4 * (WAVE / 4) + lane_index() / 4 < found) << i;
+                mask |= (u32)(token_of(four[i / 4], i % 4) >= bound && first + i / 4 * (WAVE / 4) + lane_index() / 4 < found) << i;
             u32 at = mask ? atomic_add(&list.count, count_bits(mask)) : 0;
             bool too_many = at + count_bits(mask) > CAPACITY;
             UNROLL for (u32 i = 0; i < 8; i++)
-                if (mask >> i & 1 && at < CAPACITY) list.keys[at++] = key_of(widen(four[i / 4].x[i % 4]), id[i / 4] + i % 4);
+                if (mask >> i & 1 && at < CAPACITY) list.keys[at++] = key_of(token_of(four[i / 4], i % 4), id[i / 4] + i % 4);
             if (vote(too_many)) break;
         }
         wave_barrier();  // the votes are one already, but do not promise it

@@ -51,7 +51,7 @@ DEVICE Found find(const Seen &seen, u32 j, u32 first, u32 apart, SliceScale s, u
         UNROLL for (u32 q = 0; q < at_once; q++) ids[q] = id_of(first, apart, start + 4 * q);
         read_fours<at_once>((const T *)seen.logits, seen.vocab, ids, four);
         UNROLL for (u32 i = 0; i < 4 * at_once; i++) {
-            float z = widen(four[i / 4].x[i % 4]);
+            float z = token_of(four[i / 4], i % 4);
             u32 w = weight(s, z) >> shift, id = id_of(first, apart, start + i);
             bool low = z > lower.threshold, high = z > upper.threshold;
             if (ties) {

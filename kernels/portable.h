@@ -103,11 +103,12 @@ DEVICE float half_to_float(u16 h) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
     return x;
 }
-DEVICE u16 float_to_half(float x) {
+DEVICE u16 half_not_below(float x) {
     u16 h;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    asm("cvt.rp.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
     return h;
 }
+#define HAS_HALF_NOT_BELOW
 
 #elif defined(__AMDGCN__) || defined(__HIP__)
 
@@ -218,6 +219,15 @@ DEVICE void wait_for_last_launch() {}
 DEVICE void count_larger(u64 a, u64 b, u32 *all, u32 *lower) {
     *all -= a > b;
     *lower -= (u32)a > (u32)b;
+}
+#endif
+
+#ifndef HAS_HALF_NOT_BELOW
+// The smallest half that is not below x.
+DEVICE u16 half_not_below(float x) {
+    u16 bits = float_to_half(x);
+    bool below = half_to_float(bits) < x;
+    return (u16)(bits >> 15 ? bits - below : bits + below);
 }
 #endif
 

@@ -7,20 +7,11 @@
 #define READ_BLOCK 128u
 #define SLICES_PER_BLOCK (READ_BLOCK / WAVE)
 
-// Whether the row's mass is wanted: to draw from all of it, or as what p is a share of.
-DEVICE bool wants_mass(u32 flags) { return !(flags & RENORMALISED) && (flags & (TOP_P | TRIED) || is_unfiltered(flags)); }
 DEVICE bool wants_groups(u32 flags) { return flags & (TOP_K | TOP_P | MIN_P); }
 
 // Before others add to it. One wave's.
 DEVICE void forget(GLOBAL Wide *wide) {
     if (lane_index() < TALLY_WORDS) ((GLOBAL u32 *)&wide->tally)[lane_index()] = 0;
-}
-
-// Rounded up: what is above a bound, stays there.
-DEVICE f16 raised(float x) {
-    u16 bits = float_to_half(x);
-    bool below = half_to_float(bits) < x;
-    return {(u16)(bits >> 15 ? bits - below : bits + below)};
 }
 
 // What the lane at a distance of `mask` does not keep.
@@ -29,14 +20,15 @@ DEVICE float exchange(float keep, float give, u32 mask) { return larger(keep, fl
 // A group's 16 tokens are in four lanes, which have four groups (in waves of 64, two): each ends up with one.
 DEVICE void write_groups(const float *four, f16 *groups) {
     bool odd = lane_index() & 1, high = lane_index() & 2;
+    f16 *mine = groups + (lane_index() % 4 * 8 + lane_index() / 4);
     if (WAVE == 32) {
         float a = exchange(high ? four[2] : four[0], high ? four[0] : four[2], 2);
         float b = exchange(high ? four[STEPS / 4 - 1] : four[1], high ? four[1] : four[STEPS / 4 - 1], 2);
-        groups[lane_index() % 4 * 8 + lane_index() / 4] = raised(exchange(odd ? b : a, odd ? a : b, 1));
+        *mine = {half_not_below(exchange(odd ? b : a, odd ? a : b, 1))};
     } else {
         float most = exchange(high ? four[1] : four[0], high ? four[0] : four[1], 2);
         most = exchange(most, most, 1);
-        if (!odd) groups[lane_index() % 4 * 8 + lane_index() / 4] = raised(most);
+        if (!odd) *mine = {half_not_below(most)};
     }
 }
 
@@ -51,6 +43,9 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
     if (j >= slices) return;
     if (wide && j == 0) forget(wide_of(wide, row));
     logits += row * stride;
+    largest += (u64)row * slices;
+    groups += (u64)row * slices * GROUPS;
+    mass += (u64)row * slices;
     const RowParams &p = params[shared_params ? 0 : row];
     Scale scale = {0.0f, p.scale, p.inverse};
     u32 of_row = p.flags;
@@ -59,22 +54,21 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
         load_slice(logits, vocab, j, z);
         // Not looked at before the logits are asked for.
         u32 flags = uniform(opaque(of_row));
-        float four[STEPS / 4], most = NEG_INF;
+        float four[STEPS / 4], most;
         UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
             four[v] = larger(larger(z[4 * v], z[4 * v + 1]), larger(z[4 * v + 2], z[4 * v + 3]));
-            most = larger(most, four[v]);
+            most = v ? larger(most, four[v]) : four[v];
         }
         most = wave_largest(most);
-        u64 at = (u64)row * slices + j;
-        if (wants_groups(flags)) write_groups(four, groups + at * GROUPS);
+        if (wants_groups(flags)) write_groups(four, groups + j * GROUPS);
         u64 sum = 0;
-        if (wants_mass(flags)) {
+        if (flags & MASS) {
             SliceScale s = slice_scale(scale, most, NEGLIGIBLE);
             if (s.some) sum = mass_of(z, s);
         }
         if (lane_index() == 0) {
-            largest[at] = most;
-            mass[at] = sum;
+            largest[j] = most;
+            mass[j] = sum;
         }
     }
 }

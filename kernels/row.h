@@ -179,7 +179,7 @@ template <typename T>
 DEVICE void load_by_block(const Row<T> &row, u32 j, float *z) {
     u32 vocab = row.shared->vocab, first = thread_index() < SLICE / 4 ? j * SLICE + thread_index() * 4 : vocab;
     Four<T> four = read_four(logits_of(row), vocab, first);
-    UNROLL for (u32 c = 0; c < 4; c++) z[c] = widen(four.x[c]);
+    UNROLL for (u32 c = 0; c < 4; c++) z[c] = token_of(four, c);
 }
 
 // The row's first token equal to `value` (there is one, and none is larger): it is in the first slice whose largest logit that is.

@@ -71,7 +71,7 @@ DEVICE void measure(Seen &seen, Ends ends) {
     seen.top = (u64)rank_of(most) << 32 | 0xffffffffu;
     seen.least_slice = ends.least;
     seen.scale = measured_from({0.0f, p.scale, p.inverse}, most);
-    seen.unit = slice_scale(seen.scale, most, NEGLIGIBLE).unit;
+    seen.unit = unit_of(slice_scale(seen.scale, most, NEGLIGIBLE));
     u64 least = below_logit(most + p.min_p_offset);
     seen.least = least > LOWEST_KEY ? least : LOWEST_KEY;
     seen.weigh = NEITHER;
@@ -218,7 +218,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
     }
     // Nobody needs it at once.
     if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
-    if (!wants_mass(row.flags)) return SEARCH;
+    if (!(row.flags & MASS)) return SEARCH;
     barrier();
     if (uniform(shared.scale.base != 0.0f)) {
         if (part) return DONE;
@@ -324,7 +324,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     if (!uniform(looks)) return nothing_to_look_for(mine);
     if (t == 0) measure(seen, ends);
     barrier();
-    u64 whole = wants_mass(uniform(p.flags)) ? whole_of(seen, block, my_largest, my_mass) : 0;
+    u64 whole = uniform(p.flags) & MASS ? whole_of(seen, block, my_largest, my_mass) : 0;
     if (t == 0) {
         seen.whole = whole;
         begin(seen, p, BY_COUNT, LOWEST_KEY, whole);

@@ -15,9 +15,10 @@ struct bf16 {
     u16 bits;
 };
 
+// Four tokens as they are in memory, in words: in two or four registers, whatever is read.
 template <typename T>
 struct alignas(4 * sizeof(T)) Four {
-    T x[4];
+    u32 words[sizeof(T)];
 };
 
 template <typename T>
@@ -29,9 +30,28 @@ DEVICE float widen(float x) { return x; }
 DEVICE float widen(bf16 x) { return float_of((u32)x.bits << 16); }
 DEVICE float widen(f16 x) { return half_to_float(x.bits); }
 
-DEVICE float masked(float) { return NEG_INF; }
-DEVICE bf16 masked(bf16) { return {0xff80u}; }
-DEVICE f16 masked(f16) { return {0xfc00u}; }
+DEVICE float token_of(const Four<float> &four, u32 c) { return float_of(four.words[c]); }
+DEVICE float token_of(const Four<bf16> &four, u32 c) { return float_of(c % 2 ? four.words[c / 2] & 0xffff0000u : four.words[c / 2] << 16); }
+DEVICE float token_of(const Four<f16> &four, u32 c) { return half_to_float((u16)(four.words[c / 2] >> c % 2 * 16)); }
+
+// Beyond the vocabulary there is -inf.
+DEVICE Four<float> no_tokens(float) { return {{0xff800000u, 0xff800000u, 0xff800000u, 0xff800000u}}; }
+DEVICE Four<bf16> no_tokens(bf16) { return {{0xff80ff80u, 0xff80ff80u}}; }
+DEVICE Four<f16> no_tokens(f16) { return {{0xfc00fc00u, 0xfc00fc00u}}; }
+
+DEVICE u32 bits_of(f16 x) { return x.bits; }
+DEVICE u32 bits_of(bf16 x) { return x.bits; }
+
+// Four tokens from `first` on, one by one: those that the row has.
+template <typename T>
+DEVICE Four<T> read_some(const T *row, u32 vocab, u32 first) {
+    const u32 each = 4 / sizeof(T), none = no_tokens(T()).words[0] & (each == 1 ? 0xffffffffu : 0xffffu);
+    u32 x[4];
+    UNROLL for (u32 c = 0; c < 4; c++) x[c] = first + c < vocab ? bits_of(row[first + c]) : none;
+    Four<T> four = {};
+    UNROLL for (u32 c = 0; c < 4; c++) four.words[c / each] |= x[c] << c % each * 16;
+    return four;
+}
 
 DEVICE u32 lane_index() { return thread_index() % WAVE; }
 DEVICE u32 wave_index() { return thread_index() / WAVE; }
@@ -85,9 +105,7 @@ DEVICE u64 wave_prefix(u64 x) {
 template <typename T>
 DEVICE Four<T> read_four(const T *row, u32 vocab, u32 first) {
     if (LIKELY((u64)row % sizeof(Four<T>) == 0 && first + 4 <= vocab)) return *(const Four<T> *)(row + first);
-    T a = first < vocab ? row[first] : masked(T()), b = first + 1 < vocab ? row[first + 1] : masked(T());
-    T c = first + 2 < vocab ? row[first + 2] : masked(T()), d = first + 3 < vocab ? row[first + 3] : masked(T());
-    return {a, b, c, d};
+    return read_some(row, vocab, first);
 }
 
 // Several fours, as they are in memory, in one go if all are aligned and there.
@@ -98,10 +116,7 @@ DEVICE void read_fours(const T *row, u32 vocab, const u32 *first, Four<T> *four)
     if (LIKELY(whole)) {
         UNROLL for (u32 q = 0; q < count; q++) four[q] = *(const Four<T> *)(row + first[q]);
     } else {
-        UNROLL for (u32 i = 0; i < count * 4; i++) {
-            u32 id = first[i / 4] + i % 4;
-            four[i / 4].x[i % 4] = id < vocab ? row[id] : masked(T());
-        }
+        UNROLL for (u32 q = 0; q < count; q++) four[q] = read_some(row, vocab, first[q]);
     }
 }
 
@@ -116,20 +131,21 @@ DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
         // The row's last slice, which others wait for.
         UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
             u32 first = j * SLICE + place_of(v * 4);
-            four[v] = {masked(T()), masked(T()), masked(T()), masked(T())};
+            four[v] = no_tokens(T());
             if (first < vocab) four[v] = *(const Four<T> *)(row + first);
         }
     } else {
-        UNROLL for (u32 i = 0; i < STEPS; i++) {
-            u32 id = j * SLICE + place_of(i);
-            four[i / 4].x[i % 4] = id < vocab ? row[id] : masked(T());
-        }
+        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = read_some(row, vocab, j * SLICE + place_of(v * 4));
     }
-    UNROLL for (u32 i = 0; i < STEPS; i++) z[i] = widen(four[i / 4].x[i % 4]);
+    UNROLL for (u32 i = 0; i < STEPS; i++) z[i] = token_of(four[i / 4], i % 4);
 }
 
-// The largest of what the lanes have. NaN ranks above everything; which of them does not matter.
-DEVICE float wave_largest(float most) { return unrank(wave_max(most != most ? 0xffffffffu : rank_of(most))); }
+// The largest of what the lanes have, as integers in the order of floats. NaN ranks above everything; which of them does not matter, nor which zero.
+DEVICE float wave_largest(float most) {
+    u32 bits = bits_of(most), key = bits ^ ((u32)((int)bits >> 31) | 0x80000000u);
+    key = wave_max(most != most ? 0xffffffffu : key);
+    return float_of(key ^ ((u32)((int)~key >> 31) | 0x80000000u));
+}
 
 // The place of slice `j` among slices, by its largest logit. NaN ranks above all.
 DEVICE u64 key_of_slice(float largest, u32 j) { return largest != largest ? ~(u64)0 : key_of(largest, j); }

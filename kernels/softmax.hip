@@ -55,7 +55,7 @@ DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_in
     if (!none && scale.base == 0.0f) {
         for (u32 j = thread_index(); j < slices; j += BLOCK) {
             SliceScale s = slice_scale(scale, largest[j], NEGLIGIBLE);
-            if (s.some) total += to_row_units(s, mass[j], unit.unit);
+            if (s.some) total += to_row_units(s, mass[j], unit_of(unit));
         }
     } else if (!none) {
         // Far from zero the first read's sums are void: add the row up again.
@@ -64,7 +64,7 @@ DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_in
             if (!s.some) continue;
             float z[STEPS];
             load_slice(logits, vocab, j, z);
-            u64 sum = to_row_units(s, mass_of(z, s), unit.unit);
+            u64 sum = to_row_units(s, mass_of(z, s), unit_of(unit));
             if (lane_index() == 0) total += sum;
         }
     }

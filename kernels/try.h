@@ -24,8 +24,7 @@ DEVICE float threshold_in(Drawn drawn, u32 j) { return drawn.id > j * SLICE ? dr
 // What a wave has in shared memory while it goes from slices to groups: the groups to read, as slices of the few at hand, and how these weigh.
 struct Reached {
     struct alignas(16) {
-        float floor;
-        u32 unit;
+        float floor, magic;
         Shift shift;
     } units[AT_ONCE];
     u32 groups[AT_ONCE * GROUPS];
@@ -132,7 +131,7 @@ DEVICE void bound_by_groups(Shared &shared, Block &b) {
     const Sums &sums = sums_of(shared);
     u32 words = uniform(shared.tried.words), kept = uniform(shared.tried.kept), lanes = shared.slices * lanes_of_slice;
     u64 whole = shared.whole;
-    float scale = shared.scale.scale, largest = float_of(shared.unit) - MAGIC;
+    float scale = shared.scale.scale, largest = MAGIC + FRACTION - float_of(shared.unit);
     // From what tokens weigh, where the row's largest weighs about 1, to shares of the whole.
     float to_share = float_of((127 + FRACTION + HEADROOM + SHARE_BITS) << 23) / (float)whole;
     ROLLED while (words) {
@@ -213,7 +212,7 @@ DEVICE void sum_above(Shared &seen, u32 asked, const Try &lowest, Weigh weigh, u
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) most[q] = widen(((const f16 *)seen.groups)[(j + q * step < slices ? j + q * step : j) * GROUPS + lane % GROUPS]);
         if (lane < AT_ONCE && j + lane * step < slices) {
             SliceScale s = scale_of(seen, j + lane * step);
-            reached.units[lane] = {s.floor, s.unit, shift_of(s, seen.unit)};
+            reached.units[lane] = {s.floor, s.magic, shift_of(s, seen.unit)};
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             bool reaches = lane < GROUPS && j + q * step < slices && most[q] > threshold_in(down_to, j + q * step);
@@ -236,10 +235,10 @@ DEVICE void sum_above(Shared &seen, u32 asked, const Try &lowest, Weigh weigh, u
             UNROLL for (u32 q = 0; q < 2; q++) {
                 // Where a slice reaches above a token that was drawn, it has mass.
                 auto of = reached.units[slice[q]];
-                SliceScale s = {true, seen.scale.base, seen.scale.scale, of.floor, of.unit};
+                SliceScale s = {true, seen.scale.base, seen.scale.scale, of.floor, of.magic};
                 two.left[q] = weigh == BY_COUNT ? 0 : of.shift.left;
                 UNROLL for (u32 c = 4 * q; c < 4 * q + 4; c++) {
-                    two.z[c] = widen(four[q].x[c % 4]);
+                    two.z[c] = token_of(four[q], c % 4);
                     two.weights[c] = weigh == BY_COUNT ? 1 : weight(s, two.z[c]) >> of.shift.right;
                 }
             }

@@ -30,6 +30,8 @@ pub(crate) const MIN_P: u32 = 16;
 pub(crate) const TRIED: u32 = 32;
 /// The slices' largest logits bound the top k closely: there are few, and less than there are slices.
 pub(crate) const BY_SLICES: u32 = 64;
+/// The row's mass is wanted: to draw from all of it, or as what p is a share of.
+pub(crate) const MASS: u32 = 128;
 
 /// A top-k up to here is bounded by the slices' largest logits, if it is not more than seven eighths of the slices.
 const MAX_K_BY_SLICES: usize = 160;
@@ -73,13 +75,17 @@ fn flags(row: &RowParams, vocab: usize) -> u32 {
     }
     let k = row.top_k_of(vocab).map(|k| k as usize);
     let by_slices = |k| k <= MAX_K_BY_SLICES && k * 8 <= vocab.div_ceil(SLICE) * 7;
+    let (renormalised, tried) = (row.is_renormalised(vocab), row.tries(vocab));
+    let min_p = row.min_p_offset > f32::NEG_INFINITY;
+    let share = row.top_p.is_some() && !renormalised;
     [
-        (RENORMALISED, row.is_renormalised(vocab)),
+        (RENORMALISED, renormalised),
         (TOP_K, k.is_some()),
         (TOP_P, row.top_p.is_some()),
-        (MIN_P, row.min_p_offset > f32::NEG_INFINITY),
-        (TRIED, row.tries(vocab)),
+        (MIN_P, min_p),
+        (TRIED, tried),
         (BY_SLICES, k.is_some_and(by_slices)),
+        (MASS, share || tried || (k.is_none() && !min_p)),
     ]
     .into_iter()
     .map(|(flag, is_so)| if is_so { flag } else { 0 })
@@ -114,6 +120,7 @@ mod tests {
             ("MIN_P", MIN_P),
             ("TRIED", TRIED),
             ("BY_SLICES", BY_SLICES),
+            ("MASS", MASS),
         ] {
             assert!(
                 source.contains(&format!("\n#define {name} {flag}u")),
@@ -126,21 +133,22 @@ mod tests {
     fn a_flag_is_there_where_it_makes_a_difference() {
         let p = SamplingParams::new;
         for (params, expected) in [
-            (p(), 0),
+            (p(), MASS),
             (p().temperature(0.0).top_k(5).top_p(0.9).min_p(0.1), GREEDY),
             (p().top_k(50), TOP_K | BY_SLICES),
-            (p().top_k(152_000).top_p(1.0).min_p(0.0), 0),
+            (p().top_k(152_000).top_p(1.0).min_p(0.0), MASS),
             (p().top_k(160).min_p(0.1), TOP_K | BY_SLICES | MIN_P),
             (p().top_k(161), TOP_K),
-            (p().top_k(19_001), TOP_K | TRIED),
-            (p().top_p(0.9).min_p(0.1), TOP_P | TRIED | MIN_P),
+            (p().top_k(19_001), TOP_K | TRIED | MASS),
+            (p().top_p(0.9).min_p(0.1), TOP_P | TRIED | MIN_P | MASS),
+            (p().min_p(0.1), MIN_P),
             (
                 p().top_k(50).top_p(0.9),
                 TOP_K | TOP_P | RENORMALISED | BY_SLICES,
             ),
             (
                 p().top_k(50).top_p(0.9).order(TopKTopP::Joint),
-                TOP_K | TOP_P | BY_SLICES,
+                TOP_K | TOP_P | BY_SLICES | MASS,
             ),
         ] {
             assert_eq!(

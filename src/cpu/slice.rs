@@ -5,7 +5,7 @@
 //! are copied into a buffer, padded with −inf, which weighs nothing and is never the largest.
 
 use super::arch::Lanes;
-use crate::definition::weight::{EXP2, MAGIC, SLICE, SliceScale};
+use crate::definition::weight::{EXP2, SLICE, SliceScale};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -71,7 +71,7 @@ struct Weigher<V: Lanes> {
     base: V,
     floor: V,
     scale: V,
-    exponent_offset: V::Int,
+    magic: V,
 }
 
 impl<V: Lanes> Weigher<V> {
@@ -83,7 +83,7 @@ impl<V: Lanes> Weigher<V> {
                 base: V::splat(slice.base),
                 floor: V::splat(slice.floor),
                 scale: V::splat(slice.scale),
-                exponent_offset: V::splat_int(slice.exponent_offset()),
+                magic: V::splat(slice.magic),
             }
         }
     }
@@ -100,16 +100,14 @@ impl<V: Lanes> Weigher<V> {
     unsafe fn unrounded(self, z: V) -> V {
         // SAFETY: the caller vouches for V's instructions.
         unsafe {
-            let magic = V::splat(MAGIC);
             let z = z.sub(self.base).max(self.floor);
-            let rounded = z.mul_add(self.scale, magic);
-            let f = z.mul_add(self.scale, magic.sub(rounded));
+            let rounded = z.mul_add(self.scale, self.magic);
+            let f = z.mul_add(self.scale, self.magic.sub(rounded));
             let mut p = V::splat(EXP2[5]);
             for c in EXP2[..5].iter().rev() {
                 p = p.mul_add(f, V::splat(*c));
             }
-            let exponent = V::to_exponent(V::add(rounded.bits(), self.exponent_offset));
-            V::from_bits(V::add(p.bits(), exponent))
+            V::from_bits(V::add(p.bits(), V::to_exponent(rounded.bits())))
         }
     }
 }

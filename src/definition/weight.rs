@@ -24,7 +24,7 @@ const FRACTION: u32 = 27;
 pub(crate) const HEADROOM: u32 = 11;
 
 /// Adding 1.5·2²³ rounds a float of magnitude below 2²² to an integer that sits in the low bits.
-pub(crate) const MAGIC: f32 = 12_582_912.0;
+const MAGIC: f32 = 12_582_912.0;
 
 /// Coefficients of 2^f on [−1/2, 1/2], minimax in relative error, for Horner's scheme in fused steps.
 pub(crate) const EXP2: [f32; 6] = [
@@ -81,11 +81,12 @@ impl Scale {
         // False for infinities and NaN too.
         if (max * self.scale).abs() < 2.0 * MAX_SCALED {
             let rounded = max.mul_add(self.scale, MAGIC);
+            let exponent = rounded - MAGIC;
             Some(SliceScale {
                 base: self.base,
                 scale: self.scale,
-                floor: (rounded - MAGIC - orders) * self.inverse,
-                unit: rounded.to_bits(),
+                floor: (exponent - orders) * self.inverse,
+                magic: MAGIC + FRACTION as f32 - exponent,
             })
         } else {
             None
@@ -100,22 +101,22 @@ pub(crate) struct SliceScale {
     pub(crate) scale: f32,
     /// Logits (less `base`) are raised to this one.
     pub(crate) floor: f32,
-    /// The bits of `MAGIC + n_max`.
-    pub(crate) unit: u32,
+    /// `MAGIC + 27 − n_max`: added to `y`, it rounds, and leaves the exponent of the weight in the low bits.
+    pub(crate) magic: f32,
 }
 
 impl SliceScale {
-    /// What to add to the bits of `MAGIC + n` to get the exponent of a weight in slice units.
+    /// How many binary orders this slice's unit is below that of the slice with the row's largest logit.
     #[inline(always)]
-    pub(crate) fn exponent_offset(self) -> u32 {
-        FRACTION.wrapping_sub(self.unit)
+    fn orders_below(self, row: SliceScale) -> u32 {
+        self.magic.to_bits() - row.magic.to_bits()
     }
 
     /// How many bits one of this slice's weights loses (right) or gains (left) in units of the row, whose
     /// largest logit's slice is `row`: one of the two is 0.
     #[inline(always)]
     pub(crate) fn shifts(self, row: SliceScale) -> (u32, u32) {
-        let down = row.unit - self.unit;
+        let down = self.orders_below(row);
         (
             // A weight has 28 bits.
             down.saturating_sub(HEADROOM).min(31),
@@ -126,7 +127,7 @@ impl SliceScale {
     /// A weight, or a sum of weights, of this slice in units of the row, whose largest logit's slice is `row`.
     #[inline(always)]
     pub(crate) fn to_row_units(self, mass: u64, row: SliceScale) -> u64 {
-        let down = row.unit - self.unit;
+        let down = self.orders_below(row);
         if down <= HEADROOM {
             mass << (HEADROOM - down)
         } else {
@@ -137,7 +138,7 @@ impl SliceScale {
     /// The smallest mass of this slice that exceeds `mass` (less than the slice holds) in row units.
     #[inline(always)]
     pub(crate) fn first_above(self, mass: u64, row: SliceScale) -> u64 {
-        let down = row.unit - self.unit;
+        let down = self.orders_below(row);
         if down <= HEADROOM {
             (mass >> (HEADROOM - down)) + 1
         } else {
@@ -149,14 +150,13 @@ impl SliceScale {
     #[inline(always)]
     pub(crate) fn unrounded(self, logit: f32) -> f32 {
         let z = (logit - self.base).max(self.floor);
-        let rounded = z.mul_add(self.scale, MAGIC);
-        let f = z.mul_add(self.scale, MAGIC - rounded);
+        let rounded = z.mul_add(self.scale, self.magic);
+        let f = z.mul_add(self.scale, self.magic - rounded);
         let mut p = EXP2[5];
         for c in EXP2[..5].iter().rev() {
             p = p.mul_add(f, *c);
         }
-        let exponent = rounded.to_bits().wrapping_add(self.exponent_offset());
-        f32::from_bits(p.to_bits().wrapping_add(exponent << 23))
+        f32::from_bits(p.to_bits().wrapping_add(rounded.to_bits() << 23))
     }
 
     /// Whether the logit is below the clamp: its weight is then nothing, not [`SliceScale::unrounded`].
