@@ -272,17 +272,16 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 *id) {
     return true;
 }
 
+// To compare so many more tokens with all others takes as long as to leave them out.
+#define MORE_THAN_K 64u
+
 // The same whatever the list's length.
 template <typename T>
 DEVICE bool draw_from_list(Row<T> &row, bool estimated, u64 low, u64 kept, u32 *id) {
-    bool short_enough = false;
-    ROLLED for (;;) {
-        if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, estimated, id);
-        if (short_enough || estimated || !(row.flags & BY_SLICES)) break;
-        // Too long for a small top k: less of it will do.
-        shorten(row, row.shared->params.top_k, key_logit(low));
-        short_enough = true;
-    }
+    u32 k = row.shared->params.top_k;
+    // Of a list that is long for a small top k, less will do.
+    if (row.flags & BY_SLICES && !estimated && uniform(row.shared->list.count > k + MORE_THAN_K)) shorten(row, k, key_logit(low));
+    if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, estimated, id);
     if (!estimated) weigh_list(row);
     return draw_from_many(row, estimated, low, kept, id);
 }

@@ -351,7 +351,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
                   float *largest, f16 *groups, u64 *mass, u64 *wide) {                                               \
         slices_of<T>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);                \
     }                                                                                                                 \
-    KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
+    KERNEL(BLOCK, 2)                                                                                                  \
     look_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,                \
                 const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {                      \
         look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_rows);               \

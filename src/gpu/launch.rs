@@ -126,7 +126,8 @@ const GROUPS: usize = 32;
 /// Threads of a block that reads slices, as in `kernels/read.h`.
 pub(super) const READ_BLOCK: u32 = 128;
 
-/// More blocks than a large GPU runs at once; where slices are enough for twice as many, each wave reads two of them, and so on.
+/// More blocks than a large GPU runs at once, of four bytes a token; where slices are enough for twice as many, each wave reads two of them, and so
+/// on.
 const READING_BLOCKS: usize = 16_384;
 
 /// What the first read leaves of each slice of each row.
@@ -183,7 +184,8 @@ impl<G: Gpu> Summaries<G> {
     ) -> Result<()> {
         let per_block = (READ_BLOCK / gpu.wave()) as usize;
         let each = slices(logits.vocab).div_ceil(per_block);
-        let blocks = each.div_ceil((logits.rows * each / READING_BLOCKS).max(1));
+        let most = READING_BLOCKS * logits.dtype.size_in_bytes() / size_of::<f32>();
+        let blocks = each.div_ceil((logits.rows * each / most).max(1));
         let arguments = [
             Argument::Address(logits.address),
             Argument::I64(logits.stride as i64),
