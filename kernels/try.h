@@ -104,72 +104,63 @@ DEVICE void bound_tries(Shared &shared, u32 flags) {
 // Not above what a group's largest logit was rounded up from.
 DEVICE float lowered(float most) { return fma_f32(-absolute(most), 1.0f / 1024.0f, most) - 1.0f / 16777216.0f; }
 
-// What the largest logits of eight groups of a slice tell of a token that was drawn, which is not above `threshold` there: so much of what is not
-// above it, and of what is. They are bounds, so a little error does no harm.
-struct EightGroups {
-    float below, above;
-};
-
-DEVICE EightGroups weigh_groups(const Eight<f16> &eight, float scale, float largest, float threshold, float logit) {
-    EightGroups found = {0.0f, 0.0f};
-    UNROLL for (u32 c = 0; c < 8; c++) {
-        float most = widen(eight.x[c]), least = lowered(most);
-        float weight = exp2_about(fma_f32(least, scale, -largest));
-        found.below += most > threshold ? 0.0f : weight;
-        found.above += least > logit ? weight : 0.0f;
-    }
-    return found;
-}
-
 #define SHARE_BITS 30
+#define EIGHTS_AT_ONCE 3u  // of groups, to a lane
 
-// Of the tries whose mass is in doubt, one after the other, what the groups' largest logits tell: of the slices that reach above a try, at least the
-// largest tokens of those groups that do not are not above it, and the largest of those that do are. Stops at the first try of which this does not
-// tell. For rows without top-k that are measured from zero. Has a barrier at the end.
+// What the groups' largest logits tell of the tries whose mass is in doubt: of the slices that reach above a try, at least the largest tokens of
+// those groups that do not are not above it, and the largest of those that do are. They are bounds, so a little error does no harm. For rows
+// without top-k that are measured from zero. Has a barrier at the end.
 DEVICE void bound_by_groups(Shared &shared, Block &b) {
     const u32 lanes_of_slice = GROUPS / 8;
     const Sums &sums = sums_of(shared);
-    u32 words = uniform(shared.tried.words), kept = uniform(shared.tried.kept), lanes = shared.slices * lanes_of_slice;
+    u32 asked = uniform(shared.tried.words) >> BY_MASS * TRIES, kept = uniform(shared.tried.kept), lanes = shared.slices * lanes_of_slice;
     u64 whole = shared.whole;
     float scale = shared.scale.scale, largest = MAGIC + FRACTION - float_of(shared.unit);
+    float below[TRIES] = {}, above[TRIES] = {};
+    ROLLED for (u32 start = opaque(wave_index() * WAVE); start < lanes; start += EIGHTS_AT_ONCE * BLOCK) {
+        Eight<f16> eight[EIGHTS_AT_ONCE];
+        UNROLL for (u32 q = 0; q < EIGHTS_AT_ONCE; q++) {
+            u32 lane = start + q * BLOCK + lane_index();
+            eight[q] = *(const Eight<f16> *)(const f16 *)(shared.groups + (lane < lanes ? lane * 8 : 0));
+        }
+        UNROLL for (u32 q = 0; q < EIGHTS_AT_ONCE; q++) {
+            u32 lane = start + q * BLOCK + lane_index(), j = (lane < lanes ? lane : 0) / lanes_of_slice;
+            if (start + q * BLOCK >= lanes) break;
+            float slice = lane < lanes ? shared.largest[j] : NEG_INF, weights[8];
+            UNROLL for (u32 c = 0; c < 8; c++) weights[c] = exp2_about(fma_f32(lowered(widen(eight[q].x[c])), scale, -largest));
+            UNROLL for (u32 d = 0; d < TRIES; d++) {
+                if (!(asked >> d & 1)) continue;
+                Drawn drawn = drawn_of(shared.tried.drawn[opaque(d)]);
+                // What is rounded up to more than the try would be, is above it.
+                float threshold = threshold_in(drawn, j), up = half_to_float(half_not_below(drawn.logit)), not_above = 0.0f, is_above = 0.0f;
+                UNROLL for (u32 c = 0; c < 8; c++) {
+                    float most = widen(eight[q].x[c]);
+                    not_above += most > threshold ? 0.0f : weights[c];
+                    is_above += most > up ? weights[c] : 0.0f;
+                }
+                below[d] += slice > threshold ? not_above : 0.0f;
+                above[d] += slice > threshold ? is_above : 0.0f;
+            }
+        }
+    }
     // From what tokens weigh, where the row's largest weighs about 1, to shares of the whole.
     float to_share = float_of((127 + FRACTION + HEADROOM + SHARE_BITS) << 23) / (float)whole;
-    ROLLED while (words) {
-        u32 d = lowest_bit(words) - BY_MASS * TRIES;
-        Drawn drawn = drawn_of(shared.tried.drawn[d]);
-        EightGroups found = {0.0f, 0.0f};
-        ROLLED for (u32 start = opaque(wave_index() * WAVE); start < lanes; start += AT_ONCE * BLOCK) {
-            Eight<f16> eight[AT_ONCE];
-            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-                u32 lane = start + q * BLOCK + lane_index();
-                eight[q] = *(const Eight<f16> *)(const f16 *)(shared.groups + (lane < lanes ? lane * 8 : 0));
-            }
-            UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-                u32 lane = start + q * BLOCK + lane_index(), j = (lane < lanes ? lane : 0) / lanes_of_slice;
-                float threshold = threshold_in(drawn, j);
-                if (start + q * BLOCK >= lanes) break;
-                bool reaches = lane < lanes && shared.largest[j] > threshold;
-                EightGroups groups = weigh_groups(eight[q], scale, largest, threshold, drawn.logit);
-                found.below += reaches ? groups.below : 0.0f;
-                found.above += reaches ? groups.above : 0.0f;
-            }
-        }
-        u32 shares[2] = {(u32)(found.below * to_share), (u32)(found.above * to_share)};
+    // Floats may be off by 2^-19 of a weight, integers by half a unit of the slice and one of the row, of which the whole has 2^37 or more: all
+    // groups together by less than the margin.
+    u64 margin = whole >> 14, limit = nucleus_limit(shared.params.top_p, whole);
+    u32 words = 0;
+    UNROLL for (u32 d = 0; d < TRIES; d++) {
+        if (!(asked >> d & 1) || kept < d) continue;
+        u32 shares[2] = {(u32)(below[d] * to_share), (u32)(above[d] * to_share)};
         block_sums<2>(b, shares);
-        u64 below = mul_hi((u64)shares[0] << (64 - SHARE_BITS), whole), above = mul_hi((u64)shares[1] << (64 - SHARE_BITS), whole);
-        // Floats may be off by 2^-19 of a weight, integers by half a unit of the slice and one of the row, of which the whole has 2^37 or more: all
-        // groups together by less than this.
-        u64 margin = whole >> 14, most = 0, limit = nucleus_limit(shared.params.top_p, whole);
+        u64 least = mul_hi((u64)shares[1] << (64 - SHARE_BITS), whole), not_above = mul_hi((u64)shares[0] << (64 - SHARE_BITS), whole), most = 0;
         UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) most += sums.bounds[BY_MASS * TRIES + d][i];
         most -= shared.tried.drawn[d].own[BY_MASS];
-        if (above >= limit + margin) {
-            words &= ~(1u << (BY_MASS * TRIES + d));
-        } else if (most + margin - (below < most ? below : most) < limit) {
+        if (least >= limit + margin) continue;
+        if (most + margin - (not_above < most ? not_above : most) < limit)
             kept = d;
-            words = 0;
-        } else {
-            break;
-        }
+        else
+            words |= 1u << (BY_MASS * TRIES + d);
     }
     if (opaque(thread_index()) == 0) {
         shared.tried.words = words;
@@ -353,7 +344,7 @@ DEVICE Next draw_tries(Row<T> &row, u32 stage) {
     u64 whole = sum_slices(row, true);
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
     bound_tries(shared, row.flags);
-    // Where rows are fewer, the next launch is as quick to ask.
+    // Where rows are fewer, to ask is as quick, and quicker for flat rows.
     bool by_groups = MANY_ROWS && stage == TO_BE_ASKED && !(row.flags & TOP_K);
     if (by_groups && uniform(shared.tried.words != 0 && shared.scale.base == 0.0f)) bound_by_groups(shared, row.block);
     if (uniform(shared.tried.words) == 0) {
