@@ -16,6 +16,7 @@
 // What is drawn is docs/definition.md's, bit for bit; how the kept tokens are found is not part of it, and may change.
 #include "draw.h"
 #include "gather.h"
+#include "logits.h"
 #include "read.h"
 #include "search.h"
 #include "try.h"
@@ -345,32 +346,29 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     if (t == 0) mine->tally.looked = true;
 }
 
-#define SAMPLE_KERNELS(name, T)                                                                                       \
-    KERNEL(READ_BLOCK, 12)                                                                                            \
-    slices_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,       \
-                  float *largest, f16 *groups, u64 *mass, u64 *wide) {                                               \
-        slices_of<T>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);                \
-    }                                                                                                                 \
+#define LOOK_KERNEL(T)                                                                                                \
     KERNEL(BLOCK, 2)                                                                                                  \
-    look_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,                \
-                const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {                      \
+    look_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,                   \
+             const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {                          \
         look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_rows);               \
-    }                                                                                                                 \
+    }
+
+#define DRAW_KERNELS(T)                                                                                               \
     KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
-    draw_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions,                      \
-                const float *largest, const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look,            \
-                u32 *ids) {                                                                                           \
+    draw_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,   \
+             const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids) {                          \
         draw_of<T, false>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, 1, \
                           BY_ITS_BLOCKS, ids);                                                                        \
     }                                                                                                                 \
     KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
-    try_##name(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest, \
-               const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage,             \
-               u32 *ids) {                                                                                            \
+    try_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,    \
+            const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage, u32 *ids) {     \
         draw_of<T, true>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look,     \
                          parts, stage, ids);                                                                          \
     }
 
-SAMPLE_KERNELS(f32, float)
-SAMPLE_KERNELS(f16, f16)
-SAMPLE_KERNELS(bf16, bf16)
+// Rows are looked at by blocks of the usual size, so the host, which names a dtype, leaves the small ones out. Checks have both.
+#if !MANY_ROWS || !defined(LOGITS)
+FOR_LOGITS(LOOK_KERNEL)
+#endif
+FOR_LOGITS(DRAW_KERNELS)

@@ -1,8 +1,9 @@
-// Softmax over a row: after `slices` (sample.hip) with temperature 1 has left the slices' largest logits and masses, each block
+// Softmax over a row: after `slices` (slices.hip) with temperature 1 has left the slices' largest logits and masses, each block
 // adds them up for itself (integers: everybody gets the same sum) and writes its share of the row.
 //
 // The CPU's counterpart is src/ops/softmax.rs.
 #include "block.h"
+#include "logits.h"
 
 // Slices that one block writes.
 #define SLICES_PER_WRITER 8u
@@ -79,13 +80,11 @@ DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_in
     }
 }
 
-#define SOFTMAX_KERNEL(name, T)                                                                                      \
-    KERNEL(BLOCK, 2)                                                                                                    \
-    softmax_##name(const T *logits, u32 vocab, float one_scale, float one_inverse, const float *largest,             \
-                   const u64 *mass, T *out) {                                                                        \
-        softmax_of<T>(logits, vocab, one_scale, one_inverse, largest, mass, out);                                    \
+#define SOFTMAX_KERNEL(T)                                                                                             \
+    KERNEL(BLOCK, 2)                                                                                                  \
+    softmax_##T(const T *logits, u32 vocab, float one_scale, float one_inverse, const float *largest,                 \
+                const u64 *mass, T *out) {                                                                            \
+        softmax_of<T>(logits, vocab, one_scale, one_inverse, largest, mass, out);                                     \
     }
 
-SOFTMAX_KERNEL(f32, float)
-SOFTMAX_KERNEL(f16, f16)
-SOFTMAX_KERNEL(bf16, bf16)
+FOR_LOGITS(SOFTMAX_KERNEL)

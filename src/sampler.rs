@@ -56,9 +56,10 @@ impl Sampler {
     /// pinned memory, waits once, and gives the same ids as on the CPU, in a CPU tensor. For logits that are on the GPU
     /// already, there is [`Sampler::sample_device`].
     ///
-    /// The first sampler on a GPU compiles the kernels for it, or finds them on disk.
+    /// The first draw on a GPU from logits of a dtype compiles the kernels for both, or finds them on disk, and fails where
+    /// hipRTC does not know the GPU.
     ///
-    /// Fails where they do not compile (no hipRTC, or one that does not know the GPU) and where HIP fails.
+    /// Fails where there is no hipRTC and where HIP fails.
     ///
     /// ```
     /// use candle_core::{Device, Tensor};
@@ -123,14 +124,14 @@ impl Sampler {
     /// A row from which nothing can be drawn (NaN, or all −inf) yields [`INVALID_TOKEN`] and does not
     /// disturb the others.
     ///
-    /// On a CUDA device (feature `cuda`) nothing waits for the device. After a first call with logits of the same shape,
+    /// On a CUDA device (feature `cuda`) nothing waits for the device. After a first call with logits of the same shape and dtype,
     /// which compiles and uploads, the call can be captured in a CUDA graph, on a device with a stream of its own
     /// (`Device::new_cuda_with_stream`) and without event tracking; replays draw the tokens of successive calls,
     /// because positions advance in device memory. [`Sampler::position`] does not see replays. The graph holds what the
     /// sampler had on the device then: after a call with another vocabulary, or with a row replaced, capture it anew.
     ///
     /// Fails if the shape or the dtype is another, if the batch is not [`Sampler::batch_size`], and where the
-    /// device fails: no memory, no NVRTC. Positions stay then, and the sampler can be used again, unless the device is
+    /// device fails: no memory, no NVRTC, kernels that do not compile. Positions stay then, and the sampler can be used again, unless the device is
     /// lost: then every call fails.
     pub fn sample(&mut self, logits: &Tensor) -> Result<Tensor> {
         let logits = adjacent(logits)?;

@@ -33,7 +33,7 @@ impl Chooser {
             _ => (),
         }
         if args.min_p.is_some() || (ours && device.is_cuda()) {
-            return Self::batched(Sampler::new(&[args.sampling()?])?, device);
+            return Ok(Self::Batched(Sampler::new(&[args.sampling()?])?));
         }
         // The two enums are two types with the same variants.
         macro_rules! sampling {
@@ -66,7 +66,9 @@ impl Chooser {
     fn on_amd(args: &Args) -> Result<Self> {
         let gpu = candle_sampler::hip::HipDevice::new(0)?;
         let sampler = Sampler::new(&[args.sampling()?])?.on_hip(&gpu)?;
-        Self::batched(sampler, &Device::Cpu)
+        let mut chooser = Self::Batched(sampler);
+        chooser.warm_up(DType::F32, &Device::Cpu)?;
+        Ok(chooser)
     }
 
     #[cfg(not(feature = "hip"))]
@@ -74,11 +76,13 @@ impl Chooser {
         bail!("this build knows no AMD GPU (add --features hip to cargo's)")
     }
 
-    fn batched(mut sampler: Sampler, device: &Device) -> Result<Self> {
-        // The first call on a GPU compiles the kernels; the text should not wait for that.
-        sampler.sample(&Tensor::zeros(1, DType::F32, device)?)?;
-        sampler.set_position(0, 0);
-        Ok(Self::Batched(sampler))
+    /// The first draw on a GPU from logits of a dtype compiles the kernels for it; the text should not wait for that.
+    pub fn warm_up(&mut self, dtype: DType, device: &Device) -> Result<()> {
+        if let Self::Batched(sampler) = self {
+            sampler.sample(&Tensor::zeros(1, dtype, device)?)?;
+            sampler.set_position(0, 0);
+        }
+        Ok(())
     }
 
     /// The next token, u32 `[1]`, on the logits' device.

@@ -46,6 +46,7 @@ fn run(args: &Args) -> Result<()> {
     let device = device(args.device())?;
     let mut chooser = choose::Chooser::new(args, &device)?;
     let (mut model, tokenizer) = model::load(args, &device)?;
+    chooser.warm_up(model.dtype(), &device)?;
     let prompt = model.prompt(args);
     let summary = generate::generate(
         args,

@@ -33,6 +33,7 @@ enum Chat {
 
 pub struct Model {
     weights: Weights,
+    dtype: DType,
     context: usize,
     chat: Chat,
     ends: Vec<u32>,
@@ -48,6 +49,11 @@ impl Model {
             Weights::QuantizedQwen3(model) => model.forward(input, offset)?,
         };
         logits.squeeze(0)
+    }
+
+    /// Of the logits.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Tokens of prompt and text together.
@@ -129,6 +135,7 @@ fn load_gguf(path: &Path, args: &Args, device: &Device) -> Result<(Model, Tokeni
     Ok((
         Model {
             weights,
+            dtype: DType::F32,
             context: context as usize,
             chat,
             ends,
@@ -182,6 +189,7 @@ fn load_safetensors(
     Ok((
         Model {
             weights,
+            dtype,
             context,
             chat,
             ends,

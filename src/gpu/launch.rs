@@ -1,6 +1,6 @@
 //! The launch plan: which kernels run with which grids and arguments, whatever the driver.
 
-use super::slices;
+use super::{BLOCK, SMALL_BLOCK, Unit, slices};
 use candle_core::{DType, Result, bail};
 
 /// A driver: memory, copies and launches in the order of one stream. It knows nothing of sampling.
@@ -23,18 +23,13 @@ pub(crate) trait Gpu {
     /// Copies `words` to `memory`, from its word `at` on; has read them when it returns.
     fn upload(&self, words: &[u64], memory: &mut Self::Memory, at: usize) -> Result<()>;
 
-    /// Launches a grid of so many columns and rows of blocks, each of so many threads.
+    /// Launches a grid of so many columns and rows of blocks.
     ///
     /// # Safety
     ///
     /// The arguments must be the kernel's, and the addresses among them valid for what it does there.
-    unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        grid: [usize; 2],
-        threads: u32,
-        arguments: &[Argument],
-    ) -> Result<()>;
+    unsafe fn launch(&self, kernel: Kernel, grid: [usize; 2], arguments: &[Argument])
+    -> Result<()>;
 }
 
 /// The grid as drivers take it, if its columns are at most as many as this one allows; every driver allows 65,535 rows.
@@ -82,28 +77,64 @@ pub(crate) struct Logits {
     pub(crate) stride: usize,
 }
 
+/// A kernel of a unit, and the threads of its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Kernel {
+    pub(super) name: &'static str,
+    pub(super) unit: Unit,
+    pub(super) threads: u32,
+}
+
+impl Kernel {
+    pub(super) const fn new(name: &'static str, unit: Unit, threads: u32) -> Self {
+        Self {
+            name,
+            unit,
+            threads,
+        }
+    }
+}
+
 /// The kernels for one dtype of logits.
 #[derive(Debug)]
 pub(crate) struct Kernels {
-    pub(crate) slices: &'static str,
-    pub(crate) draw: &'static str,
-    pub(crate) r#try: &'static str,
-    pub(crate) look: &'static str,
+    pub(super) slices: Kernel,
+    pub(super) look: Kernel,
+    pub(super) few_rows: Drawing,
+    pub(super) many_rows: Drawing,
+    /// In the order of their launches.
     #[cfg(feature = "cuda")]
-    pub(crate) softmax: &'static str,
+    pub(crate) softmax: [Kernel; 2],
+}
+
+/// Those that draw, without tries or with them.
+#[derive(Debug)]
+pub(super) struct Drawing {
+    pub(super) draw: Kernel,
+    pub(super) r#try: Kernel,
 }
 
 macro_rules! kernels {
-    ($dtype:literal) => {
-        Kernels {
-            slices: concat!("slices_", $dtype),
-            draw: concat!("draw_", $dtype),
-            r#try: concat!("try_", $dtype),
-            look: concat!("look_", $dtype),
-            #[cfg(feature = "cuda")]
-            softmax: concat!("softmax_", $dtype),
+    ($dtype:literal) => {{
+        const fn drawing(unit: Unit, threads: u32) -> Drawing {
+            Drawing {
+                draw: Kernel::new(concat!("draw_", $dtype), unit, threads),
+                r#try: Kernel::new(concat!("try_", $dtype), unit, threads),
+            }
         }
-    };
+        const SAMPLERS: Unit = Unit::Samplers($dtype);
+        Kernels {
+            slices: Kernel::new(concat!("slices_", $dtype), SAMPLERS, READ_BLOCK),
+            look: Kernel::new(concat!("look_", $dtype), SAMPLERS, BLOCK),
+            few_rows: drawing(SAMPLERS, BLOCK),
+            many_rows: drawing(Unit::ManyRows($dtype), SMALL_BLOCK),
+            #[cfg(feature = "cuda")]
+            softmax: [
+                Kernel::new(concat!("slices_", $dtype), Unit::Ops, READ_BLOCK),
+                Kernel::new(concat!("softmax_", $dtype), Unit::Ops, BLOCK),
+            ],
+        }
+    }};
 }
 
 impl Kernels {
@@ -168,15 +199,16 @@ impl<G: Gpu> Summaries<G> {
         Argument::Address(G::address(&self.mass))
     }
 
-    /// The first read of kernels/read.h: every slice's largest logit and, where the parameters (one for each row,
+    /// The first read of kernels/read.h, by a unit's `slices_*`: every slice's largest logit and, where the parameters (one for each row,
     /// or one that the rows share) want it, its mass. `wide` is where a look at the rows will leave something, or 0.
     ///
     /// # Safety
     ///
-    /// The logits and the parameters must be where they are said to be, and the summaries fit.
+    /// The logits and the parameters must be where they are said to be, the summaries fit, and the kernel be for the logits' dtype.
     pub(crate) unsafe fn read(
         &mut self,
         gpu: &G,
+        kernel: Kernel,
         logits: &Logits,
         params: &G::Memory,
         shared_params: bool,
@@ -198,8 +230,7 @@ impl<G: Gpu> Summaries<G> {
             self.mass(),
             wide,
         ];
-        let kernel = Kernels::of(logits.dtype)?.slices;
         // SAFETY: the arguments are those of `slices_*`; the caller vouches for the addresses.
-        unsafe { gpu.launch(kernel, [logits.rows, blocks], READ_BLOCK, &arguments) }
+        unsafe { gpu.launch(kernel, [logits.rows, blocks], &arguments) }
     }
 }

@@ -4,6 +4,7 @@
 //! at first use for the GPU that is present, and kept on disk ([`cache`]).
 //!
 //! - [`launch`]: what runs with which grid and arguments, whatever the driver.
+//! - [`loaded`]: the kernels that a device has loaded.
 //! - [`rows`]: a sampler's rows in device memory.
 //! - [`rtc`]: the run-time compilers, loaded when needed.
 //! - [`cache`]: compiled code on disk.
@@ -16,6 +17,7 @@ pub(crate) mod cuda;
 #[cfg(feature = "hip")]
 pub(crate) mod hip;
 mod launch;
+mod loaded;
 #[cfg(test)]
 mod plan_tests;
 mod rows;
@@ -31,35 +33,49 @@ pub(crate) const BLOCK: u32 = 512;
 /// The same where rows are many.
 pub(crate) const SMALL_BLOCK: u32 = 256;
 
-/// What is compiled, and loaded, together: kernels by the threads of their blocks.
+/// What is compiled, and loaded, together. Each takes a while, and few programs need more than one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Unit {
-    /// All, in blocks of [`BLOCK`].
-    Usual,
-    /// Those that sample, in blocks of [`SMALL_BLOCK`].
-    ManyRows,
+    /// Softmax and prefix sums.
+    // Candle has tensors on CUDA devices alone.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    Ops,
+    /// The samplers for a dtype of logits, which goes by its name in the kernels.
+    Samplers(&'static str),
+    /// What draws, in blocks of [`SMALL_BLOCK`].
+    ManyRows(&'static str),
 }
 
 impl Unit {
-    /// Where a kernel for such blocks is.
-    fn of(threads: u32) -> Self {
-        match threads {
-            SMALL_BLOCK => Self::ManyRows,
-            _ => Self::Usual,
+    /// What compilers are told.
+    fn options(self) -> Vec<String> {
+        match self {
+            Self::Ops => vec![],
+            Self::Samplers(dtype) => vec![format!("-DLOGITS={dtype}")],
+            Self::ManyRows(dtype) => vec![format!("-DLOGITS={dtype}"), "-DMANY_ROWS=1".to_owned()],
         }
     }
 
-    /// What compilers are told.
-    fn option(self) -> String {
-        format!("-DMANY_ROWS={}", u32::from(self == Self::ManyRows))
+    /// One translation unit: run-time compilers have no folder to include from.
+    fn source(self) -> String {
+        let kernels = match self {
+            Self::Ops => &[SLICES, SOFTMAX, PREFIX_SUM][..],
+            Self::Samplers(_) => &[SLICES, SAMPLE],
+            Self::ManyRows(_) => &[SAMPLE],
+        };
+        let lines = HEADERS.iter().chain(kernels).flat_map(|file| file.lines());
+        let lines =
+            lines.filter(|line| !line.starts_with("#include \"") && *line != "#pragma once");
+        lines.flat_map(|line| [line, "\n"]).collect()
     }
 }
 
 /// The files of `kernels/`, in the order in which they include each other.
-const HEADERS: [&str; 13] = [
+const HEADERS: [&str; 14] = [
     include_str!("../../kernels/portable.h"),
     include_str!("../../kernels/definition.h"),
     include_str!("../../kernels/slice.h"),
+    include_str!("../../kernels/logits.h"),
     include_str!("../../kernels/block.h"),
     include_str!("../../kernels/candidates.h"),
     include_str!("../../kernels/row.h"),
@@ -71,22 +87,10 @@ const HEADERS: [&str; 13] = [
     include_str!("../../kernels/draw.h"),
     include_str!("../../kernels/try.h"),
 ];
-const KERNELS: [&str; 3] = [
-    include_str!("../../kernels/sample.hip"),
-    include_str!("../../kernels/softmax.hip"),
-    include_str!("../../kernels/prefix_sum.hip"),
-];
-
-/// A unit's kernels as one translation unit: run-time compilers have no folder to include from.
-fn source(unit: Unit) -> String {
-    let kernels = match unit {
-        Unit::Usual => &KERNELS[..],
-        Unit::ManyRows => &KERNELS[..1],
-    };
-    let lines = HEADERS.iter().chain(kernels).flat_map(|file| file.lines());
-    let lines = lines.filter(|line| !line.starts_with("#include \"") && *line != "#pragma once");
-    lines.flat_map(|line| [line, "\n"]).collect()
-}
+const SLICES: &str = include_str!("../../kernels/slices.hip");
+const SAMPLE: &str = include_str!("../../kernels/sample.hip");
+const SOFTMAX: &str = include_str!("../../kernels/softmax.hip");
+const PREFIX_SUM: &str = include_str!("../../kernels/prefix_sum.hip");
 
 /// Slices of a row.
 pub(crate) fn slices(vocab: usize) -> usize {
@@ -100,14 +104,19 @@ mod tests {
 
     #[test]
     fn the_source_is_one_unit() {
-        let source = source(Unit::Usual);
+        let source = Unit::Samplers("f32").source();
         assert!(!source.contains("#include \"definition.h\""));
-        for kernel in [
-            "SAMPLE_KERNELS(f32",
-            "SOFTMAX_KERNEL(bf16",
-            "PREFIX_SUM_KERNELS(u32",
+        for (unit, kernels) in [
+            (Unit::Ops, "SLICES SOFTMAX PREFIX_SUM"),
+            (Unit::Samplers("f32"), "SLICES LOOK DRAW"),
+            (Unit::ManyRows("f32"), "LOOK DRAW"),
         ] {
-            assert!(source.contains(kernel), "{kernel}");
+            let source = unit.source();
+            for kernel in ["SLICES", "SOFTMAX", "PREFIX_SUM", "LOOK", "DRAW"] {
+                let has = source.contains(&format!("#define {kernel}_KERNEL"));
+                let wanted = kernels.split(' ').any(|wanted| wanted == kernel);
+                assert_eq!(has, wanted, "{unit:?}: {kernel}");
+            }
         }
         let blocks = format!("#define BLOCK (MANY_ROWS ? {SMALL_BLOCK}u : {BLOCK}u)");
         assert!(source.contains(&blocks));

@@ -7,9 +7,9 @@
 //! reads the `sample` cases of `tests/expected_cases.rs` and adds NAME.plan to each: memory in words, what is uploaded there and what is
 //! launched, for waves of 32 and of 64.
 
-use super::launch::{Argument, Gpu, Logits, READ_BLOCK, checked};
+use super::launch::{Argument, Gpu, Kernel, Logits, READ_BLOCK, checked};
 use super::rows::{Rows, State};
-use super::{BLOCK, SMALL_BLOCK, Unit, slices, source};
+use super::{BLOCK, SMALL_BLOCK, Unit, slices};
 use crate::SamplingParams;
 use crate::device_params::DeviceParams;
 use crate::params::{RowParams, TopKTopP};
@@ -36,6 +36,8 @@ struct Recorder {
     /// Words of each allocation.
     memory: RefCell<Vec<usize>>,
     steps: RefCell<Vec<Value>>,
+    /// Of each launch.
+    units: RefCell<Vec<Unit>>,
     /// Launches fail.
     broken: Cell<bool>,
 }
@@ -103,18 +105,23 @@ impl Gpu for Recorder {
 
     unsafe fn launch(
         &self,
-        kernel: &'static str,
+        kernel: Kernel,
         grid: [usize; 2],
-        threads: u32,
         arguments: &[Argument],
     ) -> Result<()> {
+        let Kernel {
+            name,
+            unit,
+            threads,
+        } = kernel;
         if self.broken.get() {
             bail!("no launches today")
         }
         let arguments: Vec<Value> = arguments.iter().map(describe).collect();
         let step =
-            json!({ "launch": kernel, "grid": grid, "threads": threads, "arguments": arguments });
+            json!({ "launch": name, "grid": grid, "threads": threads, "arguments": arguments });
         self.steps.borrow_mut().push(step);
+        self.units.borrow_mut().push(unit);
         Ok(())
     }
 }
@@ -317,10 +324,6 @@ fn many_rows_are_drawn_from_by_small_blocks_if_there_is_room() {
             wanted.map(|(kernel, threads)| (kernel.to_string(), threads))
         );
     }
-    assert_eq!(Unit::of(SMALL_BLOCK), Unit::ManyRows);
-    for threads in [BLOCK, READ_BLOCK] {
-        assert_eq!(Unit::of(threads), Unit::Usual);
-    }
 }
 
 #[test]
@@ -374,10 +377,10 @@ fn no_rows_are_no_launch_and_other_dtypes_an_error() {
     assert!(gpu.steps().is_empty());
 }
 
-/// The kinds of a kernel's parameters, by its definition in the source; kernels are defined for all dtypes at once.
+/// The kinds of a kernel's parameters, by its definition in the source, which is for any dtype.
 fn parameters(source: &str, kernel: &str) -> Vec<&'static str> {
     let (kernel, _) = kernel.rsplit_once('_').unwrap();
-    let (_, from) = source.split_once(&format!("{kernel}_##name(")).unwrap();
+    let (_, from) = source.split_once(&format!("{kernel}_##T(")).unwrap();
     let (list, _) = from.split_once(')').unwrap();
     let kind = |parameter: &str| match parameter.trim_start_matches(['\\', '\n', ' ']) {
         pointer if pointer.contains('*') => "address",
@@ -391,22 +394,30 @@ fn parameters(source: &str, kernel: &str) -> Vec<&'static str> {
 
 #[test]
 fn kernels_take_what_they_are_given() {
-    let source = source(Unit::Usual);
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        let gpu = Recorder::new(32);
-        let mut rows = Rows::new(&gpu, 9, 5000).unwrap();
-        let logits = logits(dtype, 9, 5000, 5000);
-        let mut params = params(&[1; 9]);
-        params[0] = SamplingParams::new().top_k(500).resolve().unwrap();
-        draw(&mut rows, &gpu, &logits, &params, &[0; 9]).unwrap();
-        let steps = gpu.steps();
-        let launches: Vec<_> = steps.iter().filter(|s| s["launch"].is_string()).collect();
-        assert_eq!(launches.len(), 4);
-        for launch in launches {
-            let given = launch["arguments"].as_array().unwrap();
-            let given: Vec<_> = given.iter().map(|x| x[0].as_str().unwrap()).collect();
-            let kernel = launch["launch"].as_str().unwrap();
-            assert_eq!(given, parameters(&source, kernel), "{kernel}");
+    for (dtype, name) in [
+        (DType::F32, "f32"),
+        (DType::F16, "f16"),
+        (DType::BF16, "bf16"),
+    ] {
+        let (few, many) = (Unit::Samplers(name), Unit::ManyRows(name));
+        for (batch, drawn_by) in [(9, few), (265, many)] {
+            let gpu = Recorder::new(32);
+            let mut rows = Rows::new(&gpu, batch, 5000).unwrap();
+            let logits = logits(dtype, batch, 5000, 5000);
+            let mut params = params(&vec![1; batch]);
+            params[0] = SamplingParams::new().top_k(500).resolve().unwrap();
+            draw(&mut rows, &gpu, &logits, &params, &vec![0; batch]).unwrap();
+            let steps = gpu.steps();
+            let launches: Vec<_> = steps.iter().filter(|s| s["launch"].is_string()).collect();
+            let units = gpu.units.take();
+            assert_eq!(units, [few, few, drawn_by, drawn_by]);
+            for (launch, unit) in launches.iter().zip(units) {
+                let given = launch["arguments"].as_array().unwrap();
+                let given: Vec<_> = given.iter().map(|x| x[0].as_str().unwrap()).collect();
+                let kernel = launch["launch"].as_str().unwrap();
+                assert!(kernel.ends_with(&format!("_{name}")), "{kernel}");
+                assert_eq!(given, parameters(&unit.source(), kernel), "{kernel}");
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A sampler's rows in device memory: parameters, positions, workspace.
 
 use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
-use super::{BLOCK, SMALL_BLOCK, slices};
+use super::slices;
 use crate::device_params::DeviceParams;
 use crate::params::RowParams;
 use candle_core::Result;
@@ -167,7 +167,7 @@ impl<G: Gpu> Rows<G> {
         // SAFETY: the caller vouches for the logits, and the summaries fit.
         unsafe {
             self.summaries
-                .read(gpu, logits, &self.params, false, wide)?
+                .read(gpu, kernels.slices, logits, &self.params, false, wide)?
         };
         let known = self.known.iter().map(|(params, _)| params);
         let tried = known.clone().any(DeviceParams::is_tried);
@@ -175,9 +175,12 @@ impl<G: Gpu> Rows<G> {
             true => known.filter(|row| row.wants_look()).count(),
             false => 0,
         };
+        let drawing = match rows > MANY_ROWS && gpu.has_room_for_small_blocks() {
+            true => &kernels.many_rows,
+            false => &kernels.few_rows,
+        };
         let draw_by = |after_look: bool, grid: [usize; 2], parts: usize, stage: Stage| {
-            let ids = Argument::Address(ids);
-            let mut arguments = [
+            let mut arguments = vec![
                 address,
                 stride,
                 Argument::U32(vocab as u32),
@@ -189,23 +192,15 @@ impl<G: Gpu> Rows<G> {
                 kept,
                 wide,
                 Argument::U32(u32::from(after_look)),
-                Argument::U32(parts as u32),
-                Argument::U32(stage as u32),
-                ids,
             ];
-            let (kernel, arguments) = if tried {
-                (kernels.r#try, &arguments[..])
-            } else {
-                // It has no use for parts and stage.
-                arguments[11] = ids;
-                (kernels.draw, &arguments[..12])
-            };
-            let threads = match rows > MANY_ROWS && gpu.has_room_for_small_blocks() {
-                true => SMALL_BLOCK,
-                false => BLOCK,
-            };
+            let mut kernel = drawing.draw;
+            if tried {
+                kernel = drawing.r#try;
+                arguments.extend([parts as u32, stage as u32].map(Argument::U32));
+            }
+            arguments.push(Argument::Address(ids));
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*` and `try_*`.
-            unsafe { gpu.launch(kernel, grid, threads, arguments) }
+            unsafe { gpu.launch(kernel, grid, &arguments) }
         };
         let draw = |after_look: bool| {
             if !tried || vocab <= CAPACITY {
@@ -245,7 +240,7 @@ impl<G: Gpu> Rows<G> {
             Argument::U32(u32::from(all_rows)),
         ];
         // SAFETY: as for `draw`; the arguments are those of `look_*`.
-        unsafe { gpu.launch(kernels.look, [rows, looking], BLOCK, &arguments)? };
+        unsafe { gpu.launch(kernels.look, [rows, looking], &arguments)? };
         draw(true)
     }
 }

@@ -19,6 +19,7 @@
 
 #include "prefix_sum.hip"
 #include "sample.hip"
+#include "slices.hip"
 #include "softmax.hip"
 
 // LeakSanitizer cannot walk the fibers' stacks.

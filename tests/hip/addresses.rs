@@ -105,7 +105,7 @@ fn give_the_cpus_tokens() -> Result<()> {
             synchronize(stream);
         }
     }
-    assert_eq!(live(), 2);
+    assert_eq!(live(), 4, "kernels of each");
     Ok(())
 }
 

@@ -185,7 +185,7 @@ fn of_what_is_queued() -> Result<()> {
     }
     let scene = Scene::new()?;
     let other = HipDevice::new(1 - INDEX)?;
-    scene.put(&other)?;
+    scene.step(&mut scene.put(&other)?, 0)?;
     scene.run();
     let before = live();
     reset();

@@ -57,7 +57,7 @@ fn of_all_filters_and_dtypes() -> Result<()> {
             }
         }
     }
-    assert_eq!(live(), 2, "the kernels of two GPUs stay");
+    assert_eq!(live(), 6, "the kernels of two GPUs for three dtypes stay");
     Ok(())
 }
 

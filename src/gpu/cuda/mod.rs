@@ -11,7 +11,7 @@ mod sample;
 pub(crate) use ops::{prefix_sum, softmax};
 pub(crate) use sample::Sampling;
 
-use super::launch::{Argument, Gpu, checked};
+use super::launch::{Argument, Gpu, Kernel, checked};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, SyncOnDrop, sys,
 };
@@ -76,13 +76,12 @@ impl Gpu for Cuda {
 
     unsafe fn launch(
         &self,
-        kernel: &'static str,
+        kernel: Kernel,
         grid: [usize; 2],
-        threads: u32,
         arguments: &[Argument],
     ) -> Result<()> {
         let [columns, rows] = checked(grid, (1 << 31) - 1)?;
-        let function = self.module.function(kernel, threads)?;
+        let function = self.module.function(kernel)?;
         // The kernels wait for the launch before by themselves (`wait_for_last_launch` in kernels/portable.h), so that this one may be
         // prepared while that one runs.
         let early = sys::CUlaunchAttribute {
@@ -97,7 +96,7 @@ impl Gpu for Cuda {
             gridDimX: columns,
             gridDimY: rows,
             gridDimZ: 1,
-            blockDimX: threads,
+            blockDimX: kernel.threads,
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: 0,

@@ -2,8 +2,8 @@
 
 use super::{Cuda, address};
 use crate::device_params::DeviceParams;
-use crate::gpu::launch::{Argument, Gpu, Kernels, Logits, Summaries};
-use crate::gpu::{BLOCK, slices};
+use crate::gpu::launch::{Argument, Gpu, Kernel, Kernels, Logits, Summaries};
+use crate::gpu::{BLOCK, Unit, slices};
 use crate::ops::contiguous_rows;
 use crate::params::SamplingParams;
 use candle_core::backend::BackendStorage;
@@ -57,17 +57,13 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
             summaries.mass(),
             Argument::Address(to),
         ];
+        let [read, softmax] = Kernels::of(logits.dtype)?.softmax;
         let writers = rows * slices(vocab).div_ceil(SLICES_PER_WRITER);
         // SAFETY: the logits and the output are where the guards keep them, the rest was made here; the arguments are those
         // of `softmax_*` in kernels/softmax.hip.
         unsafe {
-            summaries.read(&gpu, &logits, &params, true, Argument::Address(0))?;
-            gpu.launch(
-                Kernels::of(logits.dtype)?.softmax,
-                [writers, 1],
-                BLOCK,
-                &arguments,
-            )?;
+            summaries.read(&gpu, read, &logits, &params, true, Argument::Address(0))?;
+            gpu.launch(softmax, [writers, 1], &arguments)?;
         }
     }
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
@@ -76,15 +72,16 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
 pub(crate) fn prefix_sum(storage: &CudaStorage, layout: &Layout) -> Result<CudaStorage> {
     const F32: [&str; 3] = ["scan_chunks_f32", "sum_totals_f32", "add_before_f32"];
     const U32: [&str; 3] = ["scan_chunks_u32", "sum_totals_u32", "add_before_u32"];
+    let kernel = |name| Kernel::new(name, Unit::Ops, BLOCK);
     match storage.dtype() {
-        DType::F32 => prefix_sum_rows::<f32>(F32, storage, layout),
-        DType::U32 => prefix_sum_rows::<u32>(U32, storage, layout),
+        DType::F32 => prefix_sum_rows::<f32>(F32.map(kernel), storage, layout),
+        DType::U32 => prefix_sum_rows::<u32>(U32.map(kernel), storage, layout),
         other => bail!("prefix-sum: dtype {other:?} is not one of F32, U32"),
     }
 }
 
 fn prefix_sum_rows<T: CudaDType + DeviceRepr>(
-    [scan_chunks, sum_totals, add_before]: [&'static str; 3],
+    [scan_chunks, sum_totals, add_before]: [Kernel; 3],
     storage: &CudaStorage,
     layout: &Layout,
 ) -> Result<CudaStorage> {
@@ -105,10 +102,10 @@ fn prefix_sum_rows<T: CudaDType + DeviceRepr>(
         let (length, count) = (Argument::U32(length as u32), Argument::U32(rows as u32));
         // SAFETY: the arguments are those of kernels/prefix_sum.hip, the addresses as for the softmax.
         unsafe {
-            gpu.launch(scan_chunks, [chunks, 1], BLOCK, &[from, length, to])?;
+            gpu.launch(scan_chunks, [chunks, 1], &[from, length, to])?;
             let blocks = rows.div_ceil(BLOCK as usize);
-            gpu.launch(sum_totals, [blocks, 1], BLOCK, &[to, length, count, before])?;
-            gpu.launch(add_before, [chunks, 1], BLOCK, &[length, before, to])?;
+            gpu.launch(sum_totals, [blocks, 1], &[to, length, count, before])?;
+            gpu.launch(add_before, [chunks, 1], &[length, before, to])?;
         }
     }
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))

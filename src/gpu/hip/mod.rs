@@ -18,7 +18,7 @@ pub use device::HipDevice;
 pub use sample::DeviceLogits;
 pub(crate) use sample::Sampling;
 
-use super::launch::{Argument, Gpu, checked};
+use super::launch::{Argument, Gpu, Kernel, checked};
 use api::Handle;
 use candle_core::Result;
 use device::hip;
@@ -76,14 +76,13 @@ impl Gpu for Hip {
 
     unsafe fn launch(
         &self,
-        kernel: &'static str,
+        kernel: Kernel,
         grid: [usize; 2],
-        threads: u32,
         arguments: &[Argument],
     ) -> Result<()> {
         // HIP counts the threads of a dimension in 32 bits.
-        let [columns, rows] = checked(grid, u32::MAX / threads)?;
-        let function = self.module.function(kernel, threads)?;
+        let [columns, rows] = checked(grid, u32::MAX / kernel.threads)?;
+        let function = self.module.function(kernel)?;
         let mut values: Vec<_> = arguments.iter().map(Argument::value).collect();
         let none = std::ptr::null_mut();
         // SAFETY: the caller vouches for the arguments, which HIP copies; the stream is alive.
@@ -95,7 +94,7 @@ impl Gpu for Hip {
                     columns,
                     rows,
                     1,
-                    threads,
+                    kernel.threads,
                     1,
                     1,
                     0,

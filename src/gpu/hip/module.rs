@@ -3,111 +3,104 @@
 use super::HipDevice;
 use super::api::{self, Handle};
 use super::device::hip;
+use crate::gpu::launch::Kernel;
+use crate::gpu::loaded::{Loaded, lock};
 use crate::gpu::rtc::{CompileError, Compiler, HIPRTC};
-use crate::gpu::{Unit, cache, source};
+use crate::gpu::{Unit, cache};
 use candle_core::{Error, Result};
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::CString;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
-/// The kernels of one device, by unit and name.
+/// The kernels of one device.
 pub(super) struct Module {
     device: HipDevice,
-    units: Mutex<HashMap<Unit, Loaded>>,
+    compiler: Compiler,
+    loaded: Loaded<Handle, Handle>,
 }
 
-struct Loaded {
-    handle: Handle,
-    functions: HashMap<&'static str, Handle>,
-}
-
-/// What is loaded, by the device's index. It stays for as long as the process: nothing is unloaded while it may run.
-static LOADED: Mutex<BTreeMap<usize, Arc<Module>>> = Mutex::new(BTreeMap::new());
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
+/// By the device's index. They stay for as long as the process: nothing is unloaded while it may run.
+static MODULES: Mutex<BTreeMap<usize, Arc<Module>>> = Mutex::new(BTreeMap::new());
 
 impl Module {
-    /// The device's kernels; compiled, or read from disk, the first time. What fails is tried again next time.
+    /// The device's kernels, none of which is loaded yet the first time. Fails where nothing could compile them.
     pub(super) fn of(device: &HipDevice) -> Result<Arc<Self>> {
-        let mut loaded = lock(&LOADED);
-        if let Some(module) = loaded.get(&device.index()) {
+        let mut modules = lock(&MODULES);
+        if let Some(module) = modules.get(&device.index()) {
             return Ok(module.clone());
         }
         let module = Arc::new(Self {
             device: device.clone(),
-            units: HashMap::from([(Unit::Usual, load(device, Unit::Usual)?)]).into(),
+            compiler: compiler(device.runtime()).map_err(Error::wrap)?,
+            loaded: Loaded::new(),
         });
-        loaded.insert(device.index(), module.clone());
+        modules.insert(device.index(), module.clone());
         Ok(module)
     }
 
-    /// The kernel for blocks of so many threads.
-    pub(super) fn function(&self, name: &'static str, threads: u32) -> Result<Handle> {
-        let mut units = lock(&self.units);
-        let unit = match units.entry(Unit::of(threads)) {
-            Entry::Occupied(loaded) => loaded.into_mut(),
-            Entry::Vacant(vacant) => {
-                let loaded = load(&self.device, *vacant.key())?;
-                vacant.insert(loaded)
-            }
-        };
-        if let Some(&function) = unit.functions.get(name) {
-            return Ok(function);
-        }
+    /// Compiles the kernel's unit, or reads it from disk, and loads it, if that was not done yet.
+    pub(super) fn function(&self, kernel: Kernel) -> Result<Handle> {
+        self.loaded.kernel(
+            kernel,
+            |unit| self.load(unit),
+            |&unit, name| self.find(unit, name),
+        )
+    }
+
+    fn load(&self, unit: Unit) -> Result<Handle> {
+        let code = self.compile(unit)?;
+        let mut module = Handle::NULL;
+        // SAFETY: a whole code object, which HIP copies; it says itself how long it is.
+        unsafe {
+            hip!(
+                self.device,
+                hipModuleLoadData(&mut module, code.as_ptr().cast())
+            )
+        }?;
+        Ok(module)
+    }
+
+    fn find(&self, module: Handle, name: &str) -> Result<Handle> {
         let symbol = CString::new(name).map_err(Error::wrap)?;
         let mut function = Handle::NULL;
         // SAFETY: the module is loaded and the name ends in NUL.
         unsafe {
             hip!(
                 self.device,
-                hipModuleGetFunction(&mut function, unit.handle, symbol.as_ptr())
+                hipModuleGetFunction(&mut function, module, symbol.as_ptr())
             )
         }?;
-        unit.functions.insert(name, function);
         Ok(function)
+    }
+
+    /// Machine code for the device.
+    fn compile(&self, unit: Unit) -> Result<Vec<u8>> {
+        let Self {
+            device, compiler, ..
+        } = self;
+        let options = options(device.target(), device.wave_size(), unit);
+        // hipRTC calls itself 9.0 in every release, so the runtime's version stands for it too.
+        let version = (compiler.version().map_err(Error::wrap)?, device.runtime());
+        let source = unit.source();
+        let key = format!("{}\0hipRTC {version:?}\0{source}", options.join("\0"));
+        cache::get_or_compile(&key, || {
+            compiler.compile(&source, &options, device.target())
+        })
+        .map_err(Error::wrap)
     }
 }
 
-fn load(device: &HipDevice, unit: Unit) -> Result<Loaded> {
-    let code = compile(device, unit)?;
-    let mut handle = Handle::NULL;
-    // SAFETY: a whole code object, which HIP copies; it says itself how long it is.
-    unsafe { hip!(device, hipModuleLoadData(&mut handle, code.as_ptr().cast())) }?;
-    Ok(Loaded {
-        handle,
-        functions: HashMap::new(),
-    })
-}
-
-/// Machine code for the device.
-fn compile(device: &HipDevice, unit: Unit) -> Result<Vec<u8>> {
-    let options = options(device.target(), device.wave_size(), unit);
-    let compiler = compiler(device.runtime()).map_err(Error::wrap)?;
-    // hipRTC calls itself 9.0 in every release, so the runtime's version stands for it too.
-    let version = (compiler.version().map_err(Error::wrap)?, device.runtime());
-    let source = source(unit);
-    let key = format!("{}\0hipRTC {version:?}\0{source}", options.join("\0"));
-    cache::get_or_compile(&key, || {
-        compiler.compile(&source, &options, device.target())
-    })
-    .map_err(Error::wrap)
-}
-
-fn options(target: &str, wave: u32, unit: Unit) -> [String; 6] {
-    [
+fn options(target: &str, wave: u32, unit: Unit) -> Vec<String> {
+    let mut options = vec![
         format!("--offload-arch={target}"),
         "-std=c++17".to_owned(),
         "-O3".to_owned(),
         // Contraction would make other bits than the CPU's.
         "-ffp-contract=off".to_owned(),
         format!("-DWAVE={wave}"),
-        unit.option(),
-    ]
+    ];
+    options.extend(unit.options());
+    options
 }
 
 /// hipRTC as it came with the runtime, whose code objects the runtime can load, whatever else is installed: a library of its
@@ -138,21 +131,22 @@ mod tests {
     #[test]
     fn the_kernels_compile_for_both_wave_sizes() {
         let Some(compiler) = installed() else { return };
-        let targets = [
-            ("gfx90a", 64, Unit::Usual),
-            ("gfx1030", 32, Unit::Usual),
-            ("gfx90a", 64, Unit::ManyRows),
+        let units = [
+            ("gfx90a", 64, Unit::Samplers("bf16"), "slices_bf16"),
+            ("gfx1030", 32, Unit::Samplers("f32"), "try_f32"),
+            ("gfx90a", 64, Unit::ManyRows("f16"), "draw_f16"),
+            ("gfx1030", 32, Unit::Ops, "softmax_f16"),
         ];
-        for (target, wave, unit) in targets {
+        for (target, wave, unit, kernel) in units {
             let code = compiler
-                .compile(&source(unit), &options(target, wave, unit), target)
+                .compile(&unit.source(), &options(target, wave, unit), target)
                 .unwrap_or_else(|error| panic!("{error}"));
             let contains = |text: &[u8]| code.windows(text.len()).any(|w| w == text);
             assert!(
                 contains(b"\x7fELF") && contains(target.as_bytes()),
                 "{target}"
             );
-            assert!(contains(b"draw_bf16"), "{target}");
+            assert!(contains(kernel.as_bytes()), "{kernel}");
         }
     }
 
@@ -161,7 +155,7 @@ mod tests {
         let Some(compiler) = installed() else { return };
         // An unknown target makes hipRTC 5.2 crash, so a known one it is.
         let mistake = "int f() { return nonsense; }";
-        let error = compiler.compile(mistake, &options("gfx90a", 64, Unit::Usual), "gfx90a");
+        let error = compiler.compile(mistake, &options("gfx90a", 64, Unit::Ops), "gfx90a");
         let said = error.unwrap_err().to_string();
         let first = said.lines().next().unwrap_or_default();
         assert!(

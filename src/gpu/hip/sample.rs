@@ -52,7 +52,7 @@ struct Host {
 }
 
 impl Sampling {
-    /// Compiles the kernels, if that was not done yet.
+    /// Fails where nothing could compile kernels; they are compiled when they are first launched.
     pub(crate) fn new(device: &HipDevice) -> Result<Self> {
         let workspace = Workspace {
             rows: None,
