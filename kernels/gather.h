@@ -170,16 +170,17 @@ DEVICE void shorten(Row<T> &row, u32 k, float bound) {
     bound = shared.bound;
     if (!uniform(bound < POS_INF)) return;
     static_assert(2 * FEW >= RANKED, "room for them");
+    u64 *shorter = list.few_keys;
     ROLLED for (u32 i = t; i < count; i += BLOCK) {
         if (key_logit(list.keys[i]) < bound) continue;
         u32 at = atomic_add(&list.few, 1);
-        if (at < RANKED) list.few_keys[at] = list.keys[i];
+        if (at < RANKED) shorter[at] = list.keys[i];
     }
     barrier();
     count = uniform(list.few);
     // A few more may be at the bound than were counted above it.
     if (count > RANKED) return;
-    if (t < RANKED) list.keys[t] = t < count ? list.few_keys[t] : 0;
+    if (t < RANKED) list.keys[t] = t < count ? shorter[t] : 0;
     if (t == 0) list.count = count;
     barrier();
 }

@@ -54,11 +54,10 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
         load_slice(logits, vocab, j, z);
         // Not looked at before the logits are asked for.
         u32 flags = uniform(opaque(of_row));
-        float four[STEPS / 4], most;
-        UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
-            four[v] = larger(larger(z[4 * v], z[4 * v + 1]), larger(z[4 * v + 2], z[4 * v + 3]));
-            most = v ? larger(most, four[v]) : four[v];
-        }
+        float four[STEPS / 4];
+        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = larger(larger(z[4 * v], z[4 * v + 1]), larger(z[4 * v + 2], z[4 * v + 3]));
+        float most = four[0];
+        UNROLL for (u32 v = 1; v < STEPS / 4; v++) most = larger(most, four[v]);
         most = wave_largest(most);
         if (wants_groups(flags)) write_groups(four, groups + j * GROUPS);
         u64 sum = 0;

@@ -239,7 +239,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
 
 template <typename T, bool with_tries>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
-                    const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage, u32 *ids) {
+                    const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids, u32 parts, u32 stage) {
     SHARED Shared shared;
     wait_for_last_launch();
     u32 index = block_index(), part = block_index_y(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
@@ -357,14 +357,14 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
     draw_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,   \
              const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids) {                          \
-        draw_of<T, false>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look, 1, \
-                          BY_ITS_BLOCKS, ids);                                                                        \
+        draw_of<T, false>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look,    \
+                          ids, 1, BY_ITS_BLOCKS);                                                                     \
     }                                                                                                                 \
     KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
     try_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,    \
-            const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 parts, u32 stage, u32 *ids) {     \
+            const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids, u32 parts, u32 stage) {     \
         draw_of<T, true>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look,     \
-                         parts, stage, ids);                                                                          \
+                         ids, parts, stage);                                                                          \
     }
 
 // Rows are looked at by blocks of the usual size, so the host, which names a dtype, leaves the small ones out. Checks have both.

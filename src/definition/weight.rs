@@ -1,7 +1,7 @@
 //! A logit's probability mass as an integer.
 //!
 //! The weight of a logit `z` is `2^y`, `y = (z − base)·log2(e)/T`. It is split as `2^n · 2^f` with
-//! `n = rint(y)` and `|f| ≤ 1/2`; because `f` comes from one fused multiply-add, it is as accurate for a
+//! `n` the integer next to `y` and `|f| ≤ 1/2`; because `f` comes from one fused multiply-add, it is as accurate for a
 //! logit of 500,000 as for one of 5. `2^f` is a polynomial of degree 5, relative error below 2⁻²².
 //!
 //! A row is cut into slices of [`SLICE`] tokens. Inside a slice a weight is an integer in units of

@@ -176,8 +176,8 @@ fn launches(blocks: usize, per_block: usize) -> [Value; 2] {
             "grid": [3, 32],
             "threads": 512,
             "arguments": [
-                logits, stride, vocab, params, address("positions"), largest, groups, mass, kept, wide, ["u32", 0], ["u32", 32], ["u32", 0],
-                address("ids")
+                logits, stride, vocab, params, address("positions"), largest, groups, mass, kept, wide, ["u32", 0], address("ids"), ["u32", 32],
+                ["u32", 0],
             ],
         }),
     ]

@@ -180,7 +180,7 @@ impl<G: Gpu> Rows<G> {
             false => &kernels.few_rows,
         };
         let draw_by = |after_look: bool, grid: [usize; 2], parts: usize, stage: Stage| {
-            let mut arguments = vec![
+            let arguments = [
                 address,
                 stride,
                 Argument::U32(vocab as u32),
@@ -192,15 +192,17 @@ impl<G: Gpu> Rows<G> {
                 kept,
                 wide,
                 Argument::U32(u32::from(after_look)),
+                Argument::Address(ids),
+                Argument::U32(parts as u32),
+                Argument::U32(stage as u32),
             ];
-            let mut kernel = drawing.draw;
-            if tried {
-                kernel = drawing.r#try;
-                arguments.extend([parts as u32, stage as u32].map(Argument::U32));
-            }
-            arguments.push(Argument::Address(ids));
+            let (kernel, arguments) = match tried {
+                true => (drawing.r#try, &arguments[..]),
+                // It has no use for the last two.
+                false => (drawing.draw, &arguments[..arguments.len() - 2]),
+            };
             // SAFETY: the caller vouches for the logits and the ids, the rest is ours; the arguments are those of `draw_*` and `try_*`.
-            unsafe { gpu.launch(kernel, grid, &arguments) }
+            unsafe { gpu.launch(kernel, grid, arguments) }
         };
         let draw = |after_look: bool| {
             if !tried || vocab <= CAPACITY {

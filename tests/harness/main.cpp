@@ -105,7 +105,7 @@ static void sample(FILE *file, const Case &c) {
     for (u32 row = 0; row < c.rows; row++) tries = tries || params[row].flags & TRIED;
     auto draw = [&](u32 blocks, u32 blocks_a_row, u32 parts, u32 stage) {
         launch(blocks, blocks_a_row, BLOCK, [&] {
-            Kernels<T>::try_(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, parts, stage, ids);
+            Kernels<T>::try_(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, ids, parts, stage);
         });
     };
     if (!tries) {
