@@ -12,7 +12,13 @@ pub(crate) struct Sampling {
     gpu: Cuda,
     rows: Rows<Cuda>,
     /// Where kernels write ids that are wanted on the host.
-    on_host: Option<PinnedHostSlice<u32>>,
+    on_host: Option<OnHost>,
+}
+
+/// Pinned memory, and where it is: to ask it for that costs a call of the driver each time.
+struct OnHost {
+    memory: PinnedHostSlice<u32>,
+    address: u64,
 }
 
 /// A batch, its vocabulary, and elements from one row to the next.
@@ -64,22 +70,25 @@ impl Sampling {
         state: State,
     ) -> Result<Vec<u32>> {
         let batch = shape.0;
-        let mut ids = match self.on_host.take() {
-            Some(ids) if ids.len() >= batch => ids,
-            // SAFETY: ids are read after they have been written.
-            _ => unsafe {
+        let ids = match self.on_host.take() {
+            Some(ids) if ids.memory.len() >= batch => ids,
+            _ => {
                 let context = self.gpu.stream.context();
-                context.alloc_pinned_with_flags(batch.max(1), 0).w()?
-            },
+                // SAFETY: ids are read after they have been written.
+                let mut memory = unsafe { context.alloc_pinned_with_flags(batch.max(1), 0) }.w()?;
+                let address = memory.as_mut_ptr().w()? as u64;
+                OnHost { memory, address }
+            }
         };
         // Pinned memory has the same address on the device.
-        let to = ids.as_mut_ptr().w()? as u64;
+        let to = ids.address;
         // SAFETY: there is room for the ids, and it stays until the stream has come by.
         let launched = unsafe { self.launch(storage, start, shape, to, state) };
         self.gpu.stream.synchronize().w()?;
-        let ids = self.on_host.insert(ids);
+        self.on_host = Some(ids);
         launched?;
-        Ok(ids.as_slice().w()?[..batch].to_vec())
+        // SAFETY: so many ids have been written there, and nothing writes any more.
+        Ok(unsafe { std::slice::from_raw_parts(to as *const u32, batch) }.to_vec())
     }
 
     /// # Safety
