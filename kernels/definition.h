@@ -141,7 +141,8 @@ DEVICE u64 philox(u64 seed, u64 position, u32 round) {
 #define MIN_P 16u
 #define TRIED 32u  // drawn from all tokens first
 #define BY_SLICES 64u  // k is small, and less than there are slices: their largest logits bound it
-#define MASS 128u  // the row's mass is wanted: to draw from all of it, or as what p is a share of
+#define BY_GROUPS 128u  // the same of groups of 16 tokens
+#define MASS 256u  // the row's mass is wanted: to draw from all of it, or as what p is a share of
 
 struct RowParams {
     float scale, inverse;

@@ -280,7 +280,7 @@ template <typename T>
 DEVICE bool draw_from_list(Row<T> &row, bool estimated, u64 low, u64 kept, u32 *id) {
     u32 k = row.shared->params.top_k;
     // Of a list that is long for a small top k, less will do.
-    if (row.flags & BY_SLICES && !estimated && uniform(row.shared->list.count > k + MORE_THAN_K)) shorten(row, k, key_logit(low));
+    if (row.flags & (BY_SLICES | BY_GROUPS) && !estimated && uniform(row.shared->list.count > k + MORE_THAN_K)) shorten(row, k, key_logit(low));
     if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, estimated, id);
     if (!estimated) weigh_list(row);
     return draw_from_many(row, estimated, low, kept, id);

@@ -50,17 +50,41 @@ DEVICE void kth_bin(Shared &shared, const u32 *counts, const Steps &steps, u32 k
     if (lane_index() == WAVE - 1 && through < k) shared.bound = LOWEST_LOGIT;
 }
 
-// A logit with k slices at or above it, and not many more; below all, if there are no k. The slices are counted by bins, in the room for
+// The largest logit of slice i; or not above that of group i, where slices are too few.
+template <typename T>
+DEVICE float largest_of(const Row<T> &row, u32 i) {
+    if (!(row.flags & BY_GROUPS)) return largest_of_slice(row, i);
+    float most = widen(((const f16 *)row.shared->groups)[i]);
+    return most >= POS_INF ? LARGEST_HALF : most <= -LARGEST_HALF ? NEG_INF : lowered(most);
+}
+
+// A logit with k slices, or groups, at or above it, and not many more; below all, if there are no k. They are counted by bins, in the room for
 // masses; then a wave looks for the bin with the k-th.
 template <typename T>
-DEVICE float kth_slice(Row<T> &row, u32 k, float most, float least) {
+DEVICE float kth_largest(Row<T> &row, u32 k, float most, float least) {
     Candidates &list = row.shared->list;
-    u32 *counts = list.masses, slices = row.shared->slices, above = 0;
+    u32 *counts = list.masses, all = row.shared->slices, above = 0;
+    if (row.flags & BY_GROUPS) {
+        all *= GROUPS;
+        u32 below = 0;
+        ROLLED for (u32 i = thread_index(); i < all; i += BLOCK) {
+            float largest = largest_of(row, i);
+            if (largest > NEG_INF && ~rank_of(largest) > below) below = ~rank_of(largest);
+        }
+        block_maxes<1>(row.block, &below);
+        least = unrank(~below);
+    }
     for (;;) {
-        if (!uniform(most - least > SMALLEST_RANGE)) return least;
+        if (!uniform(most - least > SMALLEST_RANGE)) {
+            // As good as equal; but there may be less than k.
+            ROLLED for (u32 i = thread_index(); i < all; i += BLOCK)
+                if (largest_of(row, i) >= least) atomic_add(&counts[0], 1);
+            barrier();
+            return uniform(counts[0]) < k ? LOWEST_LOGIT : least;
+        }
         Steps steps = steps_of(most, least);
-        ROLLED for (u32 j = thread_index(); j < slices; j += BLOCK) {
-            u32 bin = step_of(steps, largest_of_slice(row, j));
+        ROLLED for (u32 i = thread_index(); i < all; i += BLOCK) {
+            u32 bin = step_of(steps, largest_of(row, i));
             if (bin < BINS) atomic_add(&counts[bin], 1);
         }
         barrier();  // without it, the bound would be lower, and the token the same
@@ -70,10 +94,10 @@ DEVICE float kth_slice(Row<T> &row, u32 k, float most, float least) {
         if (uniform(bound < POS_INF)) return bound;
         u32 bin = uniform(list.bin);
         above = (u32)list.above;
-        // Too many in one bin: divide that, from its first slice to its last.
+        // Too many in one bin: divide that, from its first to its last.
         u32 ends[2] = {0, 0};
-        ROLLED for (u32 j = thread_index(); j < slices; j += BLOCK) {
-            float largest = largest_of_slice(row, j);
+        ROLLED for (u32 i = thread_index(); i < all; i += BLOCK) {
+            float largest = largest_of(row, i);
             u32 rank = rank_of(largest);
             if (step_of(steps, largest) != bin) continue;
             ends[0] = rank > ends[0] ? rank : ends[0];

@@ -142,6 +142,10 @@ DEVICE const T *logits_of(const Row<T> &row) {
     return (const T *)row.shared->logits;
 }
 
+// Not above what a group's largest logit was rounded up from, if that is one of those that halves can hold.
+DEVICE float lowered(float most) { return fma_f32(-absolute(most), 1.0f / 1024.0f, most) - 1.0f / 16777216.0f; }
+#define LARGEST_HALF 65504.0f  // infinity was rounded up from more, and the lowest half perhaps from less than that
+
 DEVICE SliceScale scale_of(const Seen &seen, u32 j) { return slice_scale(seen.scale, seen.largest[j], NEGLIGIBLE); }
 
 template <typename T>

@@ -25,7 +25,7 @@
 #define MAX_K_LISTED 1536u
 
 // Rows of which `look` finds out what to keep, before they are drawn from, where the vocabulary is above CAPACITY.
-DEVICE bool wants_look(u32 flags) { return (flags & (TOP_K | BY_SLICES | TRIED)) == TOP_K; }
+DEVICE bool wants_look(u32 flags) { return (flags & (TOP_K | BY_SLICES | BY_GROUPS | TRIED)) == TOP_K; }
 
 // The block's copy of where the row is, which one thread says, and of its parameters.
 template <typename T>
@@ -106,10 +106,10 @@ DEVICE float bound_of(Row<T> &row, Ends ends) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     float bound = with_tries && row.flags & TRIED ? key_logit(shared.refused) : NEG_INF;
-    if (uniform(shared.vocab <= CAPACITY))
+    if (row.flags & (BY_SLICES | BY_GROUPS))
+        bound = kth_largest(row, p.top_k, ends.most, ends.least);
+    else if (uniform(shared.vocab <= CAPACITY))
         bound = bound > LOWEST_LOGIT ? bound : LOWEST_LOGIT;
-    else if (row.flags & BY_SLICES)
-        bound = kth_slice(row, p.top_k, ends.most, ends.least);
     // What p is a share of may include what min-p refuses.
     float least = ends.most + p.min_p_offset;
     return least > bound && !(row.flags & RENORMALISED) ? least : bound;

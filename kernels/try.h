@@ -101,15 +101,18 @@ DEVICE void bound_tries(Shared &shared, u32 flags) {
     barrier();
 }
 
-// Not above what a group's largest logit was rounded up from.
-DEVICE float lowered(float most) { return fma_f32(-absolute(most), 1.0f / 1024.0f, most) - 1.0f / 16777216.0f; }
-
 #define SHARE_BITS 30
 #define EIGHTS_AT_ONCE 3u  // of groups, to a lane
 
+// Whether halves hold the row's largest logit, and whatever is too low for them weighs nothing beside it.
+DEVICE bool halves_tell(const Seen &seen) {
+    float most = key_logit(seen.top);
+    return seen.scale.base == 0.0f && most <= LARGEST_HALF && (-LARGEST_HALF - most) * seen.scale.scale < -NEGLIGIBLE;
+}
+
 // What the groups' largest logits tell of the tries whose mass is in doubt: of the slices that reach above a try, at least the largest tokens of
 // those groups that do not are not above it, and the largest of those that do are. They are bounds, so a little error does no harm. For rows
-// without top-k that are measured from zero. Has a barrier at the end.
+// without top-k of which halves tell. Has a barrier at the end.
 DEVICE void bound_by_groups(Shared &shared, Block &b) {
     const u32 lanes_of_slice = GROUPS / 8;
     const Sums &sums = sums_of(shared);
@@ -346,7 +349,7 @@ DEVICE Next draw_tries(Row<T> &row, u32 stage) {
     bound_tries(shared, row.flags);
     // Where rows are fewer, to ask is as quick, and quicker for flat rows.
     bool by_groups = MANY_ROWS && stage == TO_BE_ASKED && !(row.flags & TOP_K);
-    if (by_groups && uniform(shared.tried.words != 0 && shared.scale.base == 0.0f)) bound_by_groups(shared, row.block);
+    if (by_groups && uniform(shared.tried.words != 0 && halves_tell(shared))) bound_by_groups(shared, row.block);
     if (uniform(shared.tried.words) == 0) {
         u32 kept = uniform(shared.tried.kept);
         if (shared.part) return DONE;

@@ -30,11 +30,15 @@ pub(crate) const MIN_P: u32 = 16;
 pub(crate) const TRIED: u32 = 32;
 /// The slices' largest logits bound the top k closely: there are few, and less than there are slices.
 pub(crate) const BY_SLICES: u32 = 64;
+/// The same of groups' largest logits, where slices are too few.
+pub(crate) const BY_GROUPS: u32 = 128;
 /// The row's mass is wanted: to draw from all of it, or as what p is a share of.
-pub(crate) const MASS: u32 = 128;
+pub(crate) const MASS: u32 = 256;
 
-/// A top-k up to here is bounded by the slices' largest logits, if it is not more than seven eighths of the slices.
-const MAX_K_BY_SLICES: usize = 160;
+/// A top-k up to here is bounded by largest logits, if it is not more than seven eighths of these.
+const MAX_K_BOUNDED: usize = 160;
+/// Tokens of a group, as in `kernels/row.h`.
+const GROUP: usize = 16;
 
 impl DeviceParams {
     pub(crate) fn new(row: &RowParams, vocab: usize) -> Self {
@@ -65,7 +69,7 @@ impl DeviceParams {
     /// Whether the row is to be looked at before it is drawn from, as in `kernels/sample.hip`.
     #[cfg(any(feature = "cuda", feature = "hip"))]
     pub(crate) fn wants_look(&self) -> bool {
-        self.flags & (TOP_K | BY_SLICES | TRIED) == TOP_K
+        self.flags & (TOP_K | BY_SLICES | BY_GROUPS | TRIED) == TOP_K
     }
 }
 
@@ -74,7 +78,9 @@ fn flags(row: &RowParams, vocab: usize) -> u32 {
         return GREEDY;
     }
     let k = row.top_k_of(vocab).map(|k| k as usize);
-    let by_slices = |k| k <= MAX_K_BY_SLICES && k * 8 <= vocab.div_ceil(SLICE) * 7;
+    let bounded_by = |parts: usize| k.is_some_and(|k| k <= MAX_K_BOUNDED && k * 8 <= parts * 7);
+    let by_slices = bounded_by(vocab.div_ceil(SLICE));
+    let by_groups = bounded_by(vocab.div_ceil(GROUP)) && !by_slices;
     let (renormalised, tried) = (row.is_renormalised(vocab), row.tries(vocab));
     let min_p = row.min_p_offset > f32::NEG_INFINITY;
     let share = row.top_p.is_some() && !renormalised;
@@ -84,7 +90,8 @@ fn flags(row: &RowParams, vocab: usize) -> u32 {
         (TOP_P, row.top_p.is_some()),
         (MIN_P, min_p),
         (TRIED, tried),
-        (BY_SLICES, k.is_some_and(by_slices)),
+        (BY_SLICES, by_slices),
+        (BY_GROUPS, by_groups),
         (MASS, share || tried || (k.is_none() && !min_p)),
     ]
     .into_iter()
@@ -120,6 +127,7 @@ mod tests {
             ("MIN_P", MIN_P),
             ("TRIED", TRIED),
             ("BY_SLICES", BY_SLICES),
+            ("BY_GROUPS", BY_GROUPS),
             ("MASS", MASS),
         ] {
             assert!(
@@ -157,8 +165,12 @@ mod tests {
                 "{params:?}"
             );
         }
-        // Of 10 slices, seven eighths are 8.
-        let by_slices = |k| flags(&p().top_k(k).resolve().unwrap(), 5000) & BY_SLICES != 0;
-        assert!(by_slices(8) && !by_slices(9));
+        // Of 10 slices, seven eighths are 8; of 63 groups, 55.
+        let top_k = |k, vocab| flags(&p().top_k(k).resolve().unwrap(), vocab);
+        assert_eq!(top_k(8, 5000), TOP_K | BY_SLICES);
+        assert_eq!(top_k(9, 5000), TOP_K | BY_GROUPS);
+        assert_eq!(top_k(160, 5000), TOP_K | BY_GROUPS);
+        assert_eq!(top_k(55, 1000), TOP_K | BY_GROUPS);
+        assert_eq!(top_k(56, 1000), TOP_K);
     }
 }

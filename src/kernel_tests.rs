@@ -268,6 +268,17 @@ fn sampling_cases() -> Vec<Case> {
         &crowded(40_000, 64),
         dense,
     ));
+    cases.push(sample::<f32>("masked", &masked(40_000, 50), dense));
+    // Logits too low for the halves that largest logits are kept in, which weigh about as much as the others.
+    let mut low = rows(20_000, 8)[0].clone();
+    low.iter_mut().skip(100).for_each(|z| *z -= 1e6);
+    let hot = |p| SamplingParams::new().temperature(1e6).top_p(p);
+    let low: Vec<_> = [0.003, 0.004, 0.005, 0.006, 0.007, 0.01, 0.02]
+        .into_iter()
+        .flat_map(|p| (0..6).map(move |seed| hot(p).seed(seed)))
+        .map(|params| (low.clone(), params))
+        .collect();
+    cases.push(sample::<f32>("low", &low, dense));
     // More slices than are looked at together.
     let row = &rows(170_000, 50)[0];
     let hot = SamplingParams::new().temperature(9.0);
@@ -283,6 +294,26 @@ fn sampling_cases() -> Vec<Case> {
     // Slices outnumber k, or candidates what is ranked at once.
     cases.push(sample::<f32>("40,000", &mixed(40_000, 30, 3), view));
     cases
+}
+
+/// Rows of which a mask leaves tokens in fewer slices than `k`, of all of which the largest logit is the same.
+fn masked(vocab: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
+    let mut all = Vec::new();
+    for (slices, tokens) in [(1, 20), (1, 300), (3, 40), (10, 512)] {
+        let mut row = vec![f32::NEG_INFINITY; vocab];
+        for slice in row.chunks_mut(512).step_by(7).take(slices) {
+            for (i, z) in slice.iter_mut().take(tokens).enumerate() {
+                *z = -(i as f32) / 100.0;
+            }
+        }
+        let params = SamplingParams::new().top_k(k).seed(tokens as u64);
+        let both = params.clone().top_p(0.95);
+        let joint = both.clone().order(TopKTopP::Joint);
+        for params in [params, both, joint] {
+            all.push((row.clone(), params));
+        }
+    }
+    all
 }
 
 /// Rows whose `k` first tokens are in so few slices that the k-th slice reaches far below them: more candidates than are ranked, of which

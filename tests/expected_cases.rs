@@ -94,15 +94,21 @@ impl Settings {
             _ => 0,
         };
         let k = self.top_k.filter(|&k| (k as usize) < vocab);
-        let by_slices = |k: u32| k <= 160 && k as usize * 8 <= vocab.div_ceil(512) * 7;
+        let bounded =
+            |each| k.is_some_and(|k| k <= 160 && k * 8 <= vocab.div_ceil(each) as u32 * 7);
+        let renormalised = k.is_some() && top_p > 0 && self.order == Renormalised;
+        let (min_p, tried) = (min_p_offset > f32::NEG_INFINITY, self.has_tries(vocab));
+        let share = top_p > 0 && !renormalised;
         let flags = [
             false,
-            k.is_some() && top_p > 0 && self.order == Renormalised,
+            renormalised,
             k.is_some(),
             top_p > 0,
-            min_p_offset > f32::NEG_INFINITY,
-            self.has_tries(vocab),
-            k.is_some_and(by_slices),
+            min_p,
+            tried,
+            bounded(512),
+            bounded(16) && !bounded(512),
+            share || tried || (k.is_none() && !min_p),
         ];
         let bit = |(i, &flag): (usize, &bool)| u32::from(flag) << i;
         let flags: u32 = match greedy {

@@ -15,7 +15,7 @@ fn rows() -> impl Strategy<Value = Vec<f32>> {
     (len, kind, any::<u64>()).prop_map(|(len, kind, seed)| row(len, kind, seed))
 }
 
-const KINDS: u8 = 14;
+const KINDS: u8 = 15;
 
 fn row(len: usize, kind: u8, seed: u64) -> Vec<f32> {
     use rand::{Rng, SeedableRng};
@@ -57,6 +57,18 @@ fn row(len: usize, kind: u8, seed: u64) -> Vec<f32> {
         12 => (row.iter().enumerate())
             .map(|(i, z)| (z - (i / 512 * 5) as f32) * 0.2)
             .collect(),
+        // A mask that leaves neighbours in one slice.
+        13 => {
+            let kept = len / 1024 * 512..len / 1024 * 512 + 60;
+            let masked = |(i, z)| {
+                if kept.contains(&i) {
+                    z
+                } else {
+                    f32::NEG_INFINITY
+                }
+            };
+            row.into_iter().enumerate().map(masked).collect()
+        }
         // One token far above a flat tail, and a zero of either sign.
         _ => {
             let mut row: Vec<f32> = row

@@ -106,7 +106,13 @@ pub fn sources(vocab: usize) -> Tensor {
     }
     let mut nan = normal(&mut rng(6), vocab, 1.0);
     nan[vocab - 1] = f32::NAN;
-    rows.extend([nan, vec![f32::NEG_INFINITY; vocab], vec![3e6; vocab]]);
+    // A mask that leaves a few neighbours, all in one slice.
+    let mut few = vec![f32::NEG_INFINITY; vocab];
+    let neighbours = few.iter_mut().skip(vocab / 512 / 2 * 512).take(60);
+    neighbours
+        .enumerate()
+        .for_each(|(i, z)| *z = -0.01 * i as f32);
+    rows.extend([nan, vec![f32::NEG_INFINITY; vocab], vec![3e6; vocab], few]);
     Tensor::stack(&rows.iter().map(|r| row(r)).collect::<Vec<_>>(), 0).expect("rows")
 }
 
