@@ -98,7 +98,9 @@ DEVICE u64 judge(Row<T> &row, Weigh weigh) {
     u64 above_low = weigh == BY_COUNT ? (u32)shared.tally.counts : shared.tally.masses[0];
     u64 above_high = weigh == BY_COUNT ? shared.tally.counts >> 32 : shared.tally.masses[1];
     bool over = shared.x < above_high, below = shared.x >= above_low;
-    if (uniform(below && shared.low == shared.lowest)) {
+    // There are not so many. To leave their masses takes a look from below all of them, which is the next.
+    bool all = below && shared.low == shared.lowest;
+    if (uniform(all && shared.high == shared.lowest)) {
         barrier();
         return shared.lowest;
     }
@@ -120,7 +122,7 @@ DEVICE u64 judge(Row<T> &row, Weigh weigh) {
             shared.ceiling = below ? shared.low : shared.high;
             shared.above_ceiling = below ? above_low : above_high;
         }
-        shared.looks++;
+        shared.looks = all ? LOOKS_BY_SAMPLE : shared.looks + 1;
     }
     barrier();
     return AGAIN;

@@ -178,6 +178,10 @@ fn rows(vocab: usize, seed: u64) -> Vec<Vec<f32>> {
         (0..vocab)
             .map(|i| if i < vocab / 2 { base[i] } else { -1e30 })
             .collect(),
+        // What a grammar may leave.
+        (0..vocab)
+            .map(|i| if i / 40 == vocab / 90 { base[i] } else { -INF })
+            .collect(),
     ]
 }
 
@@ -268,7 +272,9 @@ fn sampling_cases() -> Vec<Case> {
         &crowded(40_000, 64),
         dense,
     ));
-    cases.push(sample::<f32>("masked", &masked(40_000, 50), dense));
+    // Less than the k first, bounded by slices' largest logits, or looked for.
+    let few: Vec<_> = [50, 600].iter().flat_map(|&k| masked(40_000, k)).collect();
+    cases.push(sample::<f32>("masked", &few, dense));
     // Logits too low for the halves that largest logits are kept in, which weigh about as much as the others.
     let mut low = rows(20_000, 8)[0].clone();
     low.iter_mut().skip(100).for_each(|z| *z -= 1e6);
