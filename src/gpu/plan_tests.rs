@@ -232,9 +232,10 @@ fn what_draws_depends_on_the_parameters_and_the_vocabulary() {
         new().temperature(0.0),
         new().min_p(0.1),
         new().top_k(8).top_p(0.9),
+        new().top_k(160),
     ];
     assert_eq!(names(5000, &few), ["slices", "draw"]);
-    let (many, tried) = (new().top_k(9), new().top_p(0.9));
+    let (many, tried) = (new().top_k(161), new().top_p(0.9));
     for (more, launches) in [
         (vec![many.clone()], vec!["slices", "look", "draw"]),
         (vec![tried.clone(); 4], vec!["slices", "try"]),
