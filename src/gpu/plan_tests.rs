@@ -238,8 +238,8 @@ fn what_draws_depends_on_the_parameters_and_the_vocabulary() {
     let (many, tried) = (new().top_k(161), new().top_p(0.9));
     for (more, launches) in [
         (vec![many.clone()], vec!["slices", "look", "draw"]),
-        (vec![tried.clone(); 4], vec!["slices", "try"]),
-        (vec![tried.clone(); 5], vec!["slices", "try", "try"]),
+        (vec![tried.clone(); 3], vec!["slices", "try"]),
+        (vec![tried.clone(); 4], vec!["slices", "try", "try"]),
         (
             [vec![many; 4], vec![tried]].concat(),
             vec!["slices", "look", "try", "try"],
