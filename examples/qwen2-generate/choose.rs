@@ -67,6 +67,7 @@ impl Chooser {
         let gpu = candle_sampler::hip::HipDevice::new(0)?;
         let sampler = Sampler::new(&[args.sampling()?])?.on_hip(&gpu)?;
         let mut chooser = Self::Batched(sampler);
+        // At once: what goes wrong shows while `auto` can still choose the CPU.
         chooser.warm_up(DType::F32, &Device::Cpu)?;
         Ok(chooser)
     }

@@ -214,7 +214,7 @@ impl<G: Gpu> Summaries<G> {
         shared_params: bool,
         wide: Argument,
     ) -> Result<()> {
-        let per_block = (READ_BLOCK / gpu.wave()) as usize;
+        let per_block = (kernel.threads / gpu.wave()) as usize;
         let each = slices(logits.vocab).div_ceil(per_block);
         let most = READING_BLOCKS * logits.dtype.size_in_bytes() / size_of::<f32>();
         let blocks = each.div_ceil((logits.rows * each / most).max(1));
