@@ -46,8 +46,8 @@ DEVICE Found find(const Seen &seen, u32 j, u32 first, u32 apart, SliceScale s, u
     Found found = {0, 0, 0};
     Cut lower = cut_of(seen.low, j), upper = cut_of(seen.high, j);
     ROLLED for (u32 start = 0; start < GROUP; start += 4 * at_once) {
-        // In waves of 64, registers are short in the block that draws, which looks by one four at a time.
-        if (WAVE == 64 && at_once == 1) s = scale_of(seen, opaque(j));
+        // In waves of 64 registers are short: not kept from before the loop.
+        if (WAVE == 64) s = scale_of(seen, opaque(j));
         Four<T> four[at_once];
         u32 ids[at_once];
         UNROLL for (u32 q = 0; q < at_once; q++) ids[q] = id_of(first, apart, start + 4 * q);
