@@ -110,7 +110,10 @@ impl Bench {
     }
 
     fn wants(&self, line: &str) -> bool {
-        self.wanted.iter().all(|word| line.contains(word))
+        // As it is printed, with a figure to follow.
+        self.wanted
+            .iter()
+            .all(|word| format!("{line}, ").contains(word))
     }
 
     fn print_run(&self) {

@@ -46,7 +46,7 @@ struct Tried {
 };
 
 // What blocks of a row find together. A look from pivots: how many tokens are above the low one (above the high one, in the upper half), their
-// masses, and how many are between; these are in row.wide, if they fit. Tries: how many tokens are above each, and what they weigh.
+// masses, and how many are between; these are in row.wide, if they fit. Tries: how many tokens are above each, and their shares of the whole.
 struct Tally {
     u64 counts;
     u64 masses[2];
@@ -109,11 +109,11 @@ struct Seen : State {
     // The sample below the pivots (aim.h).
     u32 count_below[2];
     float below_low;
-    u32 hits;
+    u32 hits;  // groups to read
     Tried tried;
     u64 random[TRIES + 1];  // 64 bits each: for the tries, then for the draw from what is kept
     u32 part, parts;  // of the row, that this block has
-    bool searches;    // what the last of the row's blocks has found out: no try is kept
+    bool last;        // of the row's blocks to add up what is above tries
     u64 refused;      // then, no token at this place or below is kept
 };
 

@@ -202,6 +202,7 @@ DEVICE Ends begin_to_search(Row<T> &row, bool after_tries) {
         barrier();
     }
     u32 t = opaque(thread_index());
+    row.flags = uniform(shared.params.flags);
     row.mine = t < shared.slices ? shared.largest[t] : NEG_INF;
     return {key_logit(shared.top), shared.least_slice};
 }
@@ -247,7 +248,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     if (asks) {
         u32 queued = uniform(wide_of(wide, 0)->tally.queued);
         if (queued == 0) return;
-        parts = parts_of_row(vocab, slices, parts / queued);
+        parts = parts_of_row(slices, parts / queued);
         part = index / queued;
         if (part >= parts) return;
         index = uniform(wide_of(wide, index % queued)->queue);

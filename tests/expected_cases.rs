@@ -180,7 +180,18 @@ fn rows_of(vocab: usize, seed: u64) -> Vec<(&'static str, Vec<f32>)> {
     for z in deep.iter_mut().skip(vocab / 3) {
         *z = -1e30;
     }
+    // A mask that leaves few tokens, in one slice.
+    let mut few = vec![f32::NEG_INFINITY; vocab];
+    for z in few
+        .iter_mut()
+        .skip(vocab / 2 / 512 * 512)
+        .step_by(97)
+        .take(5)
+    {
+        *z = normal(&mut rng, 1, 1.0)[0];
+    }
     rows.extend([
+        ("few in a slice", few),
         ("nearly flat", normal(&mut rng, vocab, 0.01)),
         ("N(0,1) + 2e6", offset.iter().map(|z| z + 2e6).collect()),
         ("N(0,1) - 2e6", offset.iter().map(|z| z - 2e6).collect()),

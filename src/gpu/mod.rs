@@ -123,6 +123,8 @@ mod tests {
         assert!(source.contains(&format!("#define READ_BLOCK {READ_BLOCK}u")));
         assert!(source.contains(&format!("#define SLICE {SLICE}u")));
         assert!(source.contains(&format!("#define WIDE_WORDS {}u", rows::WIDE_WORDS)));
+        let stages = "enum Stage { BY_ITS_BLOCKS, TO_BE_ASKED, TO_BE_BOUNDED, ASKED };";
+        assert!(source.contains(stages), "as in rows.rs");
         assert!(source.contains(&format!("#define CAPACITY {}u", rows::CAPACITY)));
     }
 }

@@ -157,7 +157,7 @@ fn words(params: &[RowParams]) -> Vec<u64> {
     params.iter().flat_map(words).collect()
 }
 
-/// Two launches over 5,000 tokens (10 slices) of 3 rows: the first reads a row by so many `blocks`, the second draws by 32 and asks for tries.
+/// Two launches over 5,000 tokens (10 slices) of 3 rows: the first reads a row by so many `blocks`, the second draws by 10 and asks for tries.
 fn launches(blocks: usize, per_block: usize) -> [Value; 2] {
     let address = |name| json!(["address", name]);
     let (logits, params) = (address("logits"), address("params"));
@@ -173,10 +173,10 @@ fn launches(blocks: usize, per_block: usize) -> [Value; 2] {
         }),
         json!({
             "launch": "try_bf16",
-            "grid": [3, 32],
+            "grid": [3, 10],
             "threads": 512,
             "arguments": [
-                logits, stride, vocab, params, address("positions"), largest, groups, mass, kept, wide, ["u32", 0], address("ids"), ["u32", 32],
+                logits, stride, vocab, params, address("positions"), largest, groups, mass, kept, wide, ["u32", 0], address("ids"), ["u32", 10],
                 ["u32", 0],
             ],
         }),
@@ -239,9 +239,9 @@ fn what_draws_depends_on_the_parameters_and_the_vocabulary() {
     for (more, launches) in [
         (vec![many.clone()], vec!["slices", "look", "draw"]),
         (vec![tried.clone(); 3], vec!["slices", "try"]),
-        (vec![tried.clone(); 4], vec!["slices", "try", "try"]),
+        (vec![tried.clone(); 12], vec!["slices", "try", "try"]),
         (
-            [vec![many; 4], vec![tried]].concat(),
+            [vec![many; 12], vec![tried]].concat(),
             vec!["slices", "look", "try", "try"],
         ),
     ] {
@@ -274,24 +274,44 @@ fn grids_depend_on_the_rows() {
         let wanted = [[rows, reading], [rows, looking], [rows, 1]];
         assert_eq!(grids(151_936, rows, k.clone(), looked_at), wanted);
     }
-    // Few rows ask for their tries by many blocks, as many as can be counted; many rows leave that to another launch.
+    // Few rows ask for their tries by many blocks; many rows leave that to another launch.
     let p = SamplingParams::new().top_p(0.9);
     for (vocab, rows, blocks) in [
         (151_936, 1, 32),
         (151_936, 8, 16),
-        (1 << 20, 1, 16),
-        ((1 << 24) - 1, 1, 2),
-        (1 << 24, 1, 1),
+        (151_936, 16, 8),
+        (4_000, 1, 8),
+        (1 << 24, 1, 32),
         (3584, 64, 1),
     ] {
         let draw = &grids(vocab, rows, p.clone(), rows)[1..];
         assert_eq!(draw, [[rows, blocks]], "{vocab}");
     }
-    for (rows, tried, asking) in [(9, 9, 264), (9, 1, 264), (512, 64, 512)] {
+    for (rows, tried, asking) in [(17, 17, 264), (17, 1, 264), (512, 64, 512)] {
         let grids = grids(151_936, rows, p.clone(), tried);
         assert_eq!(grids[1..], [[rows, 1], [asking, 1]]);
     }
     assert_eq!(grids(151_936, 8, p, 1)[1..], [[8, 16]]);
+}
+
+#[test]
+fn more_rows_have_their_tries_bounded_before_they_are_asked_for() {
+    for (batch, stages) in [
+        (16, &[0][..]),
+        (17, &[1, 3]),
+        (128, &[1, 3]),
+        (129, &[2, 3]),
+    ] {
+        let gpu = Recorder::new(32);
+        let mut rows = Rows::new(&gpu, batch, 5000).unwrap();
+        let logits = logits(DType::F32, batch, 5000, 5000);
+        let params = params(&vec![1; batch]);
+        draw(&mut rows, &gpu, &logits, &params, &vec![0; batch]).unwrap();
+        let steps = gpu.steps();
+        let tries = steps.iter().filter(|step| step["launch"] == "try_f32");
+        let last = |step: &Value| step["arguments"].as_array().unwrap().last().unwrap()[1].clone();
+        assert_eq!(tries.map(last).collect::<Vec<_>>(), stages, "{batch}");
+    }
 }
 
 #[test]
@@ -401,7 +421,7 @@ fn kernels_take_what_they_are_given() {
         (DType::BF16, "bf16"),
     ] {
         let (few, many) = (Unit::Samplers(name), Unit::ManyRows(name));
-        for (batch, drawn_by) in [(9, few), (265, many)] {
+        for (batch, drawn_by) in [(17, few), (265, many)] {
             let gpu = Recorder::new(32);
             let mut rows = Rows::new(&gpu, batch, 5000).unwrap();
             let logits = logits(dtype, batch, 5000, 5000);

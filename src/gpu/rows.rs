@@ -46,10 +46,12 @@ const LOOKING_BLOCKS_A_ROW: usize = 32;
 const MIXED_BLOCKS_A_ROW: usize = 16;
 const MIXED_BLOCKS: usize = 2048;
 /// Of so few rows the blocks that draw ask for tries at once, at most so many a row.
-const FEW_ROWS: usize = 8;
+const FEW_ROWS: usize = 16;
 const DRAWING_BLOCKS_A_ROW: usize = 32;
 /// Otherwise as many do, in a launch of their own, as a large GPU has at once, or as there are rows.
 const ASKING_BLOCKS: usize = 264;
+/// Of more rows than that so many have tries in doubt that to bound them by groups first takes less.
+const BOUNDED_ROWS: usize = 128;
 /// More rows than that are drawn from by small blocks, where the GPU has twice as many of these at once.
 const MANY_ROWS: usize = ASKING_BLOCKS;
 
@@ -58,12 +60,8 @@ const MANY_ROWS: usize = ASKING_BLOCKS;
 enum Stage {
     ByItsBlocks,
     ToBeAsked,
+    ToBeBounded,
     Asked,
-}
-
-/// As many blocks as can be counted in the highest bits of a sum of masses, as in `kernels/try.h`.
-fn countable_blocks(vocab: usize) -> usize {
-    1 << (24 - vocab.ilog2())
 }
 
 /// Blocks for each of so many rows that share the device.
@@ -208,11 +206,15 @@ impl<G: Gpu> Rows<G> {
             if !tried || vocab <= CAPACITY {
                 draw_by(after_look, [rows, 1], 1, Stage::ByItsBlocks)
             } else if rows <= FEW_ROWS {
-                let most = DRAWING_BLOCKS_A_ROW.min(countable_blocks(vocab));
+                let most = DRAWING_BLOCKS_A_ROW.min(slices(vocab));
                 let parts = blocks_a_row(rows).min(most);
                 draw_by(after_look, [rows, parts], parts, Stage::ByItsBlocks)
             } else {
-                draw_by(after_look, [rows, 1], 1, Stage::ToBeAsked)?;
+                let stage = match rows > BOUNDED_ROWS {
+                    true => Stage::ToBeBounded,
+                    false => Stage::ToBeAsked,
+                };
+                draw_by(after_look, [rows, 1], 1, stage)?;
                 // The kernel divides them by the rows that have something to ask.
                 let blocks = ASKING_BLOCKS.max(rows);
                 draw_by(after_look, [blocks, 1], blocks, Stage::Asked)

@@ -113,7 +113,7 @@ static void sample(FILE *file, const Case &c) {
             Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, ids);
         });
     } else if (way == LAUNCHES) {
-        draw(c.rows, 1, 1, TO_BE_ASKED);
+        draw(c.rows, 1, 1, TO_BE_BOUNDED);
         draw(c.rows * 2, 1, c.rows * 2, ASKED);
     } else {
         u32 blocks = way == BLOCKS ? 3 : 1;
