@@ -302,7 +302,8 @@ DEVICE void sum_exactly(Shared &shared) {
 // What is `above` the tries that are asked for, or within the margin of that: leaves the first that is kept, and what is to be summed exactly of those
 // before it. One wave's, a lane for each word.
 DEVICE void judge_tries(Shared &shared, u64 above, u64 margin) {
-    u32 lane = opaque(thread_index()) % WAVE, weigh = lane / TRIES % 2, words = uniform(shared.tried.words), tries = (words | words >> TRIES) & EACH_TRY;
+    u32 lane = opaque(thread_index()) % WAVE, weigh = lane / TRIES % 2;
+    u32 words = uniform(shared.tried.words), tries = (words | words >> TRIES) & EACH_TRY, kept = uniform(shared.tried.kept);
     bool asked = lane < WORDS && words >> lane % WORDS & 1;
     u64 limit = limit_of(shared.params, shared.whole, weigh);
     if (weigh == BY_COUNT) margin = 0;
@@ -310,7 +311,9 @@ DEVICE void judge_tries(Shared &shared, u64 above, u64 margin) {
     u32 over = (u32)vote(asked && above >= limit + margin), unsure = (u32)vote(asked && above < limit + margin && above + margin >= limit);
     over = (over | over >> TRIES) & EACH_TRY;
     unsure &= ~(over | over << TRIES);
-    u32 kept = lowest_bit((u64)(tries & ~(over | unsure | unsure >> TRIES)) | 1u << uniform(shared.tried.kept)), before = (1u << kept) - 1;
+    kept = lowest_bit((u64)(tries & ~(over | unsure | unsure >> TRIES)) | 1u << kept);
+    u32 before = (1u << kept) - 1;
+    wave_barrier();  // the votes are one already, but do not promise it
     if (lane == 0) {
         shared.tried.kept = kept;
         shared.tried.words = unsure & (before | before << TRIES);
