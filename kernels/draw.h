@@ -17,18 +17,18 @@ DEVICE Slices &slices_of(Shared &shared) { return *(Slices *)shared.list.masses;
 
 // Sums the slices: all of their mass, or the part that is kept (row.kept). Has a barrier at the end.
 template <typename T>
-DEVICE u64 sum_slices(Row<T> &row, bool all) {
+DEVICE u64 sum_slices(Row<T> &row, const Ruler &ruler, bool all) {
     Shared &shared = *row.shared;
     Slices &slices = slices_of(shared);
     u32 t = opaque(thread_index()), run = (shared.slices + BLOCK - 1) / BLOCK;
     u64 sum = 0, total;
     if (all && run == 1) {
-        if (t < shared.slices) sum = share(shared, row.mine, row.mass);
+        if (t < shared.slices) sum = share(ruler, row.mine, row.mass);
         slices.shares[t] = sum;
         slices.largest[t] = row.mine;
     } else {
         u32 last = (t + 1) * run < shared.slices ? (t + 1) * run : shared.slices;
-        ROLLED for (u32 j = t * run; j < last; j++) sum += all ? share_of(shared, j) : shared.kept[j];
+        ROLLED for (u32 j = t * run; j < last; j++) sum += all ? share(ruler, shared.largest[j], shared.mass[j]) : shared.kept[j];
     }
     slices.before[t] = block_prefix(row.block, sum, &total);
     if (all && t == 0) shared.whole = total;
@@ -105,9 +105,9 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
 
 // Draws one token, of all or of those above `low`.
 template <typename T>
-DEVICE u32 draw_one(Row<T> &row, bool all, u64 low) {
+DEVICE u32 draw_one(Row<T> &row, const Ruler &ruler, bool all, u64 low) {
     Shared &shared = *row.shared;
-    u64 total = sum_slices(row, all);
+    u64 total = sum_slices(row, ruler, all);
     draw_by_slices<T>(shared, row.block, shared.random + TRIES, 1, total, all, low, shared.tried.drawn);
     return shared.tried.drawn[0].id;
 }

@@ -71,8 +71,9 @@ DEVICE void measure(Seen &seen, Ends ends) {
     float most = ends.most;
     seen.top = (u64)rank_of(most) << 32 | 0xffffffffu;
     seen.least_slice = ends.least;
-    seen.scale = measured_from({0.0f, p.scale, p.inverse}, most);
-    seen.unit = unit_of(slice_scale(seen.scale, most, NEGLIGIBLE));
+    Ruler ruler = ruler_from(p, most);
+    seen.scale = ruler.scale;
+    seen.unit = ruler.unit;
     u64 least = below_logit(most + p.min_p_offset);
     seen.least = least > LOWEST_KEY ? least : LOWEST_KEY;
     seen.weigh = NEITHER;
@@ -81,9 +82,9 @@ DEVICE void measure(Seen &seen, Ends ends) {
 }
 
 // The row's mass; of slice thread_index(), where there is one, the largest logit and the mass are known.
-DEVICE u64 whole_of(const Seen &seen, Block &b, float largest, u64 mass) {
-    u64 sum = share(seen, largest, mass);
-    ROLLED for (u32 j = thread_index() + BLOCK; j < seen.slices; j += BLOCK) sum += share_of(seen, j);
+DEVICE u64 whole_of(const Seen &seen, const Ruler &ruler, Block &b, float largest, u64 mass) {
+    u64 sum = share(ruler, largest, mass);
+    ROLLED for (u32 j = thread_index() + BLOCK; j < seen.slices; j += BLOCK) sum += share(ruler, seen.largest[j], seen.mass[j]);
     return block_sum(b, sum);
 }
 
@@ -178,7 +179,7 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         }
         weigh++;
     }
-    return draw_one(row, false, shared.low);
+    return draw_one(row, ruler_of(shared), false, shared.low);
 }
 
 // The row's random numbers, by threads of the last wave.
@@ -221,19 +222,20 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
     // Nobody needs it at once.
     if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
     if (!(row.flags & MASS)) return SEARCH;
-    barrier();
-    if (uniform(shared.scale.base != 0.0f)) {
+    Ruler ruler = ruler_from(shared.params, ends.most);
+    if (uniform(ruler.scale.base != 0.0f)) {
         if (part) return DONE;
+        barrier();
         if (thread_index() == 0) shared.parts = 1;
         sum_again(row);
         row.mass = thread_index() < shared.slices ? shared.mass[thread_index()] : 0;
     }
-    if (with_tries && row.flags & TRIED) return draw_tries(row, stage);
+    if (with_tries && row.flags & TRIED) return draw_tries(row, ruler, stage);
     if (is_unfiltered(row.flags)) {
-        write_token(shared, draw_one(row, true, 0));
+        write_token(shared, draw_one(row, ruler, true, 0));
         return DONE;
     }
-    u64 whole = whole_of(shared, row.block, row.mine, row.mass);
+    u64 whole = whole_of(shared, ruler, row.block, row.mine, row.mass);
     if (thread_index() == 0) shared.whole = whole;
     return SEARCH;
 }
@@ -326,7 +328,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     if (!uniform(looks)) return nothing_to_look_for(mine);
     if (t == 0) measure(seen, ends);
     barrier();
-    u64 whole = uniform(p.flags) & MASS ? whole_of(seen, block, my_largest, my_mass) : 0;
+    u64 whole = uniform(p.flags) & MASS ? whole_of(seen, ruler_of(seen), block, my_largest, my_mass) : 0;
     if (t == 0) {
         seen.whole = whole;
         begin(seen, p, BY_COUNT, LOWEST_KEY, whole);

@@ -404,9 +404,9 @@ DEVICE void leave_to_be_asked(const Shared &shared) {
 
 // Draws tries, and the first that is kept if the slices tell. Several blocks of a row all draw the same.
 template <typename T>
-DEVICE Next draw_tries(Row<T> &row, u32 stage) {
+DEVICE Next draw_tries(Row<T> &row, const Ruler &ruler, u32 stage) {
     Shared &shared = *row.shared;
-    u64 whole = sum_slices(row, true);
+    u64 whole = sum_slices(row, ruler, true);
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
     bound_tries(shared, row.flags);
     bool by_groups = stage == TO_BE_BOUNDED && !(row.flags & TOP_K);
