@@ -191,7 +191,8 @@ DEVICE void bound_by_groups(Shared &shared, Block &b) {
 // the end.
 DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step) {
     const u32 lanes_of_slice = GROUPS / 8;
-    barrier();  // after the last list has been read
+    // After the last list has been read.
+    barrier();
     if (thread_index() == 0) shared.hits = 0;
     barrier();
     ROLLED for (u32 lane = opaque(thread_index()); lane < ASKED_SLICES * lanes_of_slice; lane += BLOCK) {

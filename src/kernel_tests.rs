@@ -485,7 +485,7 @@ impl Harness {
     }
 }
 
-/// The usual blocks; and small ones, for which what is above a try is never clear before it is summed exactly, as with this margin.
+/// The usual blocks; and small ones, with a margin for which nothing that is asked of tries is clear before it is summed exactly.
 const UNITS: [&[&str]; 2] = [&[], &["-DMANY_ROWS=1", "-DMARGIN_BITS=1"]];
 
 fn check(wave: u32, many_rows: bool) {
