@@ -191,13 +191,15 @@ impl Bench {
                 self.figure("hard", "eight modes in turn", "normal", &normal, &mixed)?;
             }
             if batch >= 64 {
-                let rows = "normal, the first all equal";
                 let mode = "top-k 50, top-p 0.9, the first row top-p 0.9";
                 let others = normal.narrow(0, 1, batch - 1)?;
-                let logits = Tensor::cat(&[&equal.narrow(0, 0, 1)?, &others], 0)?;
                 let mut params = vec![both(); batch];
                 params[0] = t().top_p(0.9);
-                self.figure("hard", mode, rows, &logits, &params)?;
+                for (kind, first) in [("all equal", &equal), ("uniform", &uniform)] {
+                    let rows = format!("normal, the first {kind}");
+                    let logits = Tensor::cat(&[&first.narrow(0, 0, 1)?, &others], 0)?;
+                    self.figure("hard", mode, &rows, &logits, &params)?;
+                }
             }
         }
         Ok(())
