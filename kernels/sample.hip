@@ -5,7 +5,7 @@
 // - A small top-k, or min-p: `draw`, one block a row, finds out which tokens can be kept, gathers them in shared memory (gather.h), and draws by
 //   inverse CDF (draw.h). Rows without a filter and greedy ones are its work, too.
 // - Top-p, or a top-k that keeps much: `try` draws from all tokens, and asks of each token drawn whether it is kept, which is one sum over what is
-//   above it (try.h). Blocks share in that: of those that draw, where rows are few; where they are many, `try` is launched again to ask for those
+//   above it (try.h, above.h). Blocks share in that: of those that draw, where rows are few; where they are many, `try` is launched again to ask for those
 //   rows of which the slices do not tell. Where no try is kept, one of them searches (search.h).
 // - A top-k that is too large for the one and too small for the other: `look` comes before the draw. Its blocks, many a row, take a sample and set
 //   two pivots (aim.h), sum what is above them and list what is between (look.h). Among those, the last one to keep is found (search.h).

@@ -71,7 +71,7 @@ impl Unit {
 }
 
 /// The files of `kernels/`, in the order in which they include each other.
-const HEADERS: [&str; 14] = [
+const HEADERS: [&str; 15] = [
     include_str!("../../kernels/portable.h"),
     include_str!("../../kernels/definition.h"),
     include_str!("../../kernels/slice.h"),
@@ -85,6 +85,7 @@ const HEADERS: [&str; 14] = [
     include_str!("../../kernels/aim.h"),
     include_str!("../../kernels/search.h"),
     include_str!("../../kernels/draw.h"),
+    include_str!("../../kernels/above.h"),
     include_str!("../../kernels/try.h"),
 ];
 const SLICES: &str = include_str!("../../kernels/slices.hip");

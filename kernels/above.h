@@ -1,0 +1,234 @@
+// What is above tries: how many tokens come before each in the order, or what they weigh. Groups whose largest logit is above the lowest of the tries are
+// listed and read again; floats sum what is above each, which several blocks of a row share in. Where that is too near to the limit to tell, the block
+// that is last sums it by integers.
+#pragma once
+#include "draw.h"
+
+// What may refuse a try, beside min-p, is the number of tokens before it, or their mass: two words a try.
+#define WORDS (2 * TRIES)
+#define EACH_TRY ((1u << TRIES) - 1)
+
+// What is above a token that is kept is less than this. Asked by lanes of a wave, each for its own.
+DEVICE u64 limit_of(const RowParams &p, u64 whole, u32 weigh) { return weigh == BY_COUNT ? p.top_k : nucleus_limit(p.top_p, whole); }
+DEVICE bool is_judged(u32 flags, u32 weigh) { return flags & (weigh == BY_COUNT ? TOP_K : TOP_P); }
+
+// A token that was drawn, as a slice sees it: above it are the tokens with a larger logit than this, in the slice of the token itself a few that tie
+// with it, too.
+struct Drawn {
+    u32 id;
+    float logit, previous;
+};
+
+DEVICE Drawn drawn_of(const Try &drawn) { return {drawn.id, drawn.logit, drawn.previous}; }
+DEVICE float threshold_in(Drawn drawn, u32 j) { return drawn.id > j * SLICE ? drawn.previous : drawn.logit; }
+// The same for four tokens from `first` on.
+DEVICE float threshold_of_four(Drawn drawn, u32 first) { return first + 4 <= drawn.id ? drawn.previous : drawn.logit; }
+
+// Slices of a block's part of the row that are gone through together.
+#define ASKED_SLICES 320u
+
+// What the waves of a block have found: at first what the slices hold that reach above each try; then what is above those that are asked for, as counts
+// and shares and, where these do not tell, exactly. And the groups to read for it.
+struct Sums {
+    u64 bounds[WORDS][DRAWING_WAVES];
+    u32 about[WORDS][WAVES];
+    u64 exact[TRIES][WAVES];
+    u16 groups[ASKED_SLICES * GROUPS];
+};
+static_assert(sizeof(Sums) <= CAPACITY * 8, "room where keys will be");
+
+DEVICE Sums &sums_of(Shared &shared) { return *(Sums *)shared.list.keys; }
+
+// Floats and the hardware's exp2 tell what is above a try to within a margin. In parts of the whole: 2^-19 of each weight; 2^-16.7 where a lane adds up
+// 160 fours; 2^-17 where 2^14 lanes round to a share; and of the integers, half a unit of the slice for each of its 512 tokens, 2^-18.5, and a unit of
+// the row for each of 2^18 tokens, 2^-19.5. Together that is less than 2^-15. A larger vocabulary has up to 2^17 lanes and 2^24 tokens: less than 2^-12.
+// Tests make the margin large, so that nothing is told.
+#ifndef MARGIN_BITS
+#define MARGIN_BITS 15
+#endif
+DEVICE u64 margin_of(const Seen &seen) { return seen.whole >> MARGIN_BITS << (seen.vocab > 1u << 18 ? 3 : 0); }
+
+// The weight of a logit where the row's largest weighs about 1.
+struct About {
+    float base, scale, largest;
+};
+
+DEVICE About about_of(const Seen &seen) { return {seen.scale.base, seen.scale.scale, MAGIC + FRACTION - float_of(seen.unit)}; }
+DEVICE float weight_about(About about, float logit) { return exp2_about(fma_f32(logit - about.base, about.scale, -about.largest)); }
+
+// Sums of these as integers of so many bits, shares: in a unit of which the whole has less than 2^31.
+#define SHARE_BITS 31
+
+DEVICE u32 share_unit(u64 whole) { return highest_bit(whole) + 1 - SHARE_BITS; }
+DEVICE u32 share_about(float sum, u64 whole) { return round_u32(sum * float_of((127 + FRACTION + HEADROOM - share_unit(whole)) << 23)); }
+DEVICE u64 mass_of_share(u32 share, u64 whole) { return (u64)share << share_unit(whole); }
+
+// Lists those groups that reach above a try, of slice `j` and each `step` further on, ASKED_SLICES of them or to the row's end. Has barriers, one at
+// the end.
+DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step) {
+    const u32 lanes_of_slice = GROUPS / 8;
+    // After the last list has been read.
+    barrier();
+    if (thread_index() == 0) shared.hits = 0;
+    barrier();
+    ROLLED for (u32 lane = opaque(thread_index()); lane < ASKED_SLICES * lanes_of_slice; lane += BLOCK) {
+        u32 slice = j + lane / lanes_of_slice * step, mask = 0;
+        if (slice >= shared.slices) break;
+        Eight<f16> eight = *(const Eight<f16> *)(const f16 *)(shared.groups + slice * GROUPS + lane % lanes_of_slice * 8);
+        float threshold = threshold_in(drawn, slice);
+        UNROLL for (u32 c = 0; c < 8; c++) mask |= (u32)(widen(eight.x[c]) > threshold) << c;
+        if (!mask) continue;
+        u32 at = atomic_add(&shared.hits, count_bits(mask));
+        ROLLED for (; mask; mask &= mask - 1, at++) sums_of(shared).groups[at] = (u16)(lane * 8 + lowest_bit(mask));
+    }
+    barrier();
+}
+
+// Fours of tokens that a lane waits for together.
+#define FOURS_ASKED 2u
+
+// Reads the listed groups and gives `use` each lane's tokens, four at a time, with the id of their first.
+template <typename T, typename F>
+DEVICE void read_listed(const Shared &shared, const u16 *groups, u32 j, u32 step, F use) {
+    u32 mine = opaque(thread_index()), count = shared.hits;
+    // Four lanes read a group.
+    ROLLED for (u32 start = mine / 4; start < count; start += FOURS_ASKED * BLOCK / 4) {
+        Four<T> four[FOURS_ASKED];
+        u32 ids[FOURS_ASKED];
+        UNROLL for (u32 q = 0; q < FOURS_ASKED; q++) {
+            u32 i = start + q * BLOCK / 4, group = groups[i < count ? i : start];
+            ids[q] = (j + group / GROUPS * step) * SLICE + group % GROUPS * GROUP + mine % 4 * 4;
+        }
+        read_fours<FOURS_ASKED>((const T *)shared.logits, shared.vocab, ids, four);
+        UNROLL for (u32 q = 0; q < FOURS_ASKED; q++) {
+            if (start + q * BLOCK / 4 >= count) break;
+            use(four[q], ids[q]);
+        }
+    }
+}
+
+// Leaves in sums.about how many tokens each wave finds above the tries that are asked for, in this block's part of the row, and their shares of the
+// whole.
+template <typename T>
+DEVICE void sum_asked(Shared &shared) {
+    u32 step = shared.parts;
+    Sums &sums = sums_of(shared);
+    ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
+        u32 tries = uniform(shared.tried.words) >> weigh * TRIES & EACH_TRY;
+        if (!tries) continue;
+        const Try *drawn = shared.tried.drawn;
+        u32 mine = opaque(thread_index()) % TRIES;
+        u64 lowest = ~wave_max(tries >> mine & 1 ? ~drawn[mine].key : 0);
+        Drawn down_to = {key_id(lowest), key_logit(lowest), key_previous(lowest)};
+        ROLLED for (u32 j = shared.part; j < shared.slices; j += ASKED_SLICES * step) {
+            float above[TRIES] = {};
+            list_reached(shared, down_to, j, step);
+            read_listed<T>(shared, sums.groups, j, step, [&](const Four<T> &four, u32 first) {
+                float z[4], weights[4];
+                UNROLL for (u32 c = 0; c < 4; c++) {
+                    z[c] = token_of(four, c);
+                    weights[c] = weigh == BY_COUNT ? 1.0f : weight_about(about_of(shared), z[c]);
+                }
+                UNROLL for (u32 d = 0; d < TRIES; d++) {
+                    if (!(tries >> d & 1)) continue;
+                    // Read where it is wanted: registers are short.
+                    float threshold = threshold_of_four(drawn_of(drawn[opaque(d)]), first), found = 0.0f;
+                    UNROLL for (u32 c = 0; c < 4; c++) found += z[c] > threshold ? weights[c] : 0.0f;
+                    above[d] += found;
+                }
+            });
+            UNROLL for (u32 d = 0; d < TRIES; d++) {
+                if (!(tries >> d & 1)) continue;
+                u32 sum = wave_sum(weigh == BY_COUNT ? (u32)above[d] : share_about(above[d], shared.whole));
+                u32 &all = sums.about[weigh * TRIES + d][wave_index()];
+                if (lane_index() == 0) all = j == shared.part ? sum : all + sum;
+            }
+        }
+    }
+}
+
+// The same by integers, in all of the row: for the few tries whose mass is within the margin of the limit.
+template <typename T>
+DEVICE void sum_exactly(Shared &shared) {
+    Sums &sums = sums_of(shared);
+    ROLLED for (u32 tries = uniform(shared.tried.words) >> BY_MASS * TRIES; tries; tries &= tries - 1) {
+        u32 d = lowest_bit(tries);
+        Drawn drawn = drawn_of(shared.tried.drawn[d]);
+        u64 sum = 0;
+        ROLLED for (u32 j = 0; j < shared.slices; j += ASKED_SLICES) {
+            list_reached(shared, drawn, j, 1);
+            read_listed<T>(shared, sums.groups, j, 1, [&](const Four<T> &four, u32 first) {
+                SliceScale s = scale_of(shared, first / SLICE);
+                Shift shift = shift_of(s, shared.unit);
+                float threshold = threshold_of_four(drawn, first);
+                u32 found = 0;
+                UNROLL for (u32 c = 0; c < 4; c++) {
+                    float z = token_of(four, c);
+                    // Where a slice reaches above a token that was drawn, it has mass.
+                    found += z > threshold ? weight(s, z) >> shift.right : 0;
+                }
+                sum += (u64)found << shift.left;
+            });
+        }
+        sum = wave_sum(sum);
+        if (lane_index() == 0) sums.exact[d][wave_index()] = sum;
+    }
+    barrier();
+}
+
+// What is `above` the tries that are asked for, or within the margin of that: leaves the first that is kept, and what is to be summed exactly of those
+// before it. One wave's, a lane for each word.
+DEVICE void judge_tries(Shared &shared, u64 above, u64 margin) {
+    u32 lane = opaque(thread_index()) % WAVE, weigh = lane / TRIES % 2;
+    u32 words = uniform(shared.tried.words), tries = (words | words >> TRIES) & EACH_TRY, kept = uniform(shared.tried.kept);
+    bool asked = lane < WORDS && words >> lane % WORDS & 1;
+    u64 limit = limit_of(shared.params, shared.whole, weigh);
+    if (weigh == BY_COUNT) margin = 0;
+    above += shared.tried.drawn[lane % TRIES].tied[weigh];
+    u32 over = (u32)vote(asked && above >= limit + margin), unsure = (u32)vote(asked && above < limit + margin && above + margin >= limit);
+    over = (over | over >> TRIES) & EACH_TRY;
+    unsure &= ~(over | over << TRIES);
+    kept = lowest_bit((u64)(tries & ~(over | unsure | unsure >> TRIES)) | 1u << kept);
+    u32 before = (1u << kept) - 1;
+    wave_barrier();  // the votes are one already, but do not promise it
+    if (lane == 0) {
+        shared.tried.kept = kept;
+        shared.tried.words = unsure & (before | before << TRIES);
+    }
+}
+
+// Parts of a row for so many blocks: of 16 slices or more, and few enough for the margin.
+#define MOST_PARTS 256u
+DEVICE u32 parts_of_row(u32 slices, u32 blocks) {
+    u32 most = (slices + 15) / 16;
+    most = most < MOST_PARTS ? most : MOST_PARTS;
+    return blocks < 1 ? 1 : blocks < most ? blocks : most;
+}
+
+// Adds what this block has found to what the row's others have, of whom nobody waits for another: who is last knows all. One wave's, a lane for each
+// word, of which one counts the blocks in the half that it leaves.
+DEVICE void conclude(Shared &shared) {
+    const Sums &sums = sums_of(shared);
+    u32 words = uniform(shared.tried.words), parts = uniform(shared.parts), counted = lowest_bit(words);
+    u32 lane = opaque(thread_index()) % WAVE, mine = lane % WORDS, found = 0;
+    bool asked = lane < WORDS && words >> mine & 1, last = parts == 1;
+    ROLLED for (u32 wave = lane / WORDS; wave < WAVES; wave += WAVE / WORDS) found += words >> mine & 1 ? sums.about[mine][wave] : 0;
+    ROLLED for (u32 mask = WORDS; mask < WAVE; mask *= 2) found += shuffle_xor(found, mask);
+    if (parts > 1) {
+        GLOBAL u64 *all = shared.wide->tally.above[0];
+        bool several = (words & (words - 1)) != 0;
+        u64 others = 0;
+        // Who counts comes after these have arrived, as their answers show.
+        if (several) others = vote(asked && lane != counted && atomic_add_on_device((u64 *)all + mine, (u64)found) >> 63);
+        if (lane == counted) {
+            u64 before = atomic_add_on_device((u64 *)all + mine, found | (u64)(others == 0) << 32);
+            last = before >> 32 == parts - 1;
+            found += (u32)before;
+        }
+        last = vote(last) != 0;
+        if (last && several && asked && lane != counted) found = (u32)atomic_add_on_device((u64 *)all + mine, (u64)0);
+    }
+    if (lane == 0) shared.last = last;
+    if (!last) return;
+    judge_tries(shared, lane / TRIES % 2 == BY_COUNT ? found : mass_of_share(found, shared.whole), margin_of(shared));
+}
