@@ -111,9 +111,8 @@ impl Bench {
 
     fn wants(&self, line: &str) -> bool {
         // As it is printed, with a figure to follow.
-        self.wanted
-            .iter()
-            .all(|word| format!("{line}, ").contains(word))
+        let line = format!("{line}, ");
+        self.wanted.iter().all(|word| line.contains(word))
     }
 
     fn print_run(&self) {

@@ -28,7 +28,7 @@ DEVICE u64 sum_slices(Row<T> &row, const Ruler &ruler, bool all) {
         slices.largest[t] = row.mine;
     } else {
         u32 last = (t + 1) * run < shared.slices ? (t + 1) * run : shared.slices;
-        ROLLED for (u32 j = t * run; j < last; j++) sum += all ? share(ruler, shared.largest[j], shared.mass[j]) : shared.kept[j];
+        ROLLED for (u32 j = t * run; j < last; j++) sum += all ? share_of(shared, ruler, j) : shared.kept[j];
     }
     slices.before[t] = block_prefix(row.block, sum, &total);
     if (all && t == 0) shared.whole = total;
@@ -61,7 +61,7 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
             rest -= begins[at];
             u32 j = at * run;
             ROLLED for (; run > 1; j++) {
-                u64 mass = all ? share_of(seen, j) : seen.kept[j];
+                u64 mass = all ? share_of(seen, Ruler(seen), j) : seen.kept[j];
                 if (uniform(rest < mass)) break;
                 rest -= mass;
             }

@@ -10,10 +10,19 @@
 #define GROUPS 32u
 #define GROUP (SLICE / GROUPS)
 
-// What one launch has worked out, and the next would need again.
-struct State {
+// How logits become masses of the row.
+struct Ruler {
     Scale scale;
-    u32 unit;   // of the row
+    u32 unit;  // of the row
+};
+
+DEVICE Ruler ruler_from(const RowParams &p, float most) {
+    Scale scale = measured_from({0.0f, p.scale, p.inverse}, most);
+    return {scale, unit_of(slice_scale(scale, most, NEGLIGIBLE))};
+}
+
+// What one launch has worked out, and the next would need again.
+struct State : Ruler {
     u64 whole;  // the row's mass, where it is wanted
     u64 top;    // above which no token is
     u64 least;  // nothing at or below this place passes min-p
@@ -170,26 +179,13 @@ DEVICE void weigh_list(Row<T> &row) {
     ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) list.masses[i] = packed_mass(*row.shared, list.keys[i]);
 }
 
-// How logits become masses of the row: what `measure` has left, or what a thread works out for itself lest it wait for that.
-struct Ruler {
-    Scale scale;
-    u32 unit;
-};
-
-DEVICE Ruler ruler_of(const Seen &seen) { return {seen.scale, seen.unit}; }
-
-DEVICE Ruler ruler_from(const RowParams &p, float most) {
-    Scale scale = measured_from({0.0f, p.scale, p.inverse}, most);
-    return {scale, unit_of(slice_scale(scale, most, NEGLIGIBLE))};
-}
-
 // A slice's share of the row's mass.
 DEVICE u64 share(const Ruler &ruler, float largest, u64 mass) {
     SliceScale s = slice_scale(ruler.scale, largest, NEGLIGIBLE);
     return s.some ? to_row_units(s, mass, ruler.unit) : 0;
 }
 
-DEVICE u64 share_of(const Seen &seen, u32 j) { return share(ruler_of(seen), seen.largest[j], seen.mass[j]); }
+DEVICE u64 share_of(const Seen &seen, const Ruler &ruler, u32 j) { return share(ruler, seen.largest[j], seen.mass[j]); }
 
 // Four tokens of slice `j` a thread, for the first threads of the block; -inf for the others.
 template <typename T>

@@ -71,9 +71,7 @@ DEVICE void measure(Seen &seen, Ends ends) {
     float most = ends.most;
     seen.top = (u64)rank_of(most) << 32 | 0xffffffffu;
     seen.least_slice = ends.least;
-    Ruler ruler = ruler_from(p, most);
-    seen.scale = ruler.scale;
-    seen.unit = ruler.unit;
+    (Ruler &)seen = ruler_from(p, most);
     u64 least = below_logit(most + p.min_p_offset);
     seen.least = least > LOWEST_KEY ? least : LOWEST_KEY;
     seen.weigh = NEITHER;
@@ -84,7 +82,7 @@ DEVICE void measure(Seen &seen, Ends ends) {
 // The row's mass; of slice thread_index(), where there is one, the largest logit and the mass are known.
 DEVICE u64 whole_of(const Seen &seen, const Ruler &ruler, Block &b, float largest, u64 mass) {
     u64 sum = share(ruler, largest, mass);
-    ROLLED for (u32 j = thread_index() + BLOCK; j < seen.slices; j += BLOCK) sum += share(ruler, seen.largest[j], seen.mass[j]);
+    ROLLED for (u32 j = thread_index() + BLOCK; j < seen.slices; j += BLOCK) sum += share_of(seen, ruler, j);
     return block_sum(b, sum);
 }
 
@@ -179,7 +177,7 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         }
         weigh++;
     }
-    return draw_one(row, ruler_of(shared), false, shared.low);
+    return draw_one(row, Ruler(shared), false, shared.low);
 }
 
 // The row's random numbers, by threads of the last wave.
@@ -222,6 +220,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
     // Nobody needs it at once.
     if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
     if (!(row.flags & MASS)) return SEARCH;
+    // Worked out by each thread, lest all wait for `measure`.
     Ruler ruler = ruler_from(shared.params, ends.most);
     if (uniform(ruler.scale.base != 0.0f)) {
         if (part) return DONE;
@@ -328,7 +327,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     if (!uniform(looks)) return nothing_to_look_for(mine);
     if (t == 0) measure(seen, ends);
     barrier();
-    u64 whole = uniform(p.flags) & MASS ? whole_of(seen, ruler_of(seen), block, my_largest, my_mass) : 0;
+    u64 whole = uniform(p.flags) & MASS ? whole_of(seen, Ruler(seen), block, my_largest, my_mass) : 0;
     if (t == 0) {
         seen.whole = whole;
         begin(seen, p, BY_COUNT, LOWEST_KEY, whole);

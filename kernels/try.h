@@ -36,7 +36,7 @@ DEVICE void bound_tries(Shared &shared, u32 flags) {
         } else {
             ROLLED for (u32 j = t % DRAWING; j < shared.slices; j += DRAWING) {
                 bool above = shared.largest[j] > threshold_in(drawn, j);
-                mass += above ? share_of(shared, j) : 0;
+                mass += above ? share_of(shared, Ruler(shared), j) : 0;
                 count += above;
             }
         }
