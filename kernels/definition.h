@@ -57,8 +57,6 @@ struct SliceScale {
     float magic;  // MAGIC + FRACTION - n_max: added to y, it rounds and leaves the exponent of the weight in the low bits
 };
 
-DEVICE float absolute(float x) { return x < 0.0f ? -x : x; }
-
 DEVICE Scale measured_from(Scale s, float row_max) {
     s.base = absolute(row_max * s.scale) < MAX_SCALED ? 0.0f : row_max;
     return s;

@@ -58,11 +58,24 @@ DEVICE float largest_of(const Row<T> &row, u32 i) {
     return most >= POS_INF ? LARGEST_HALF : most <= -LARGEST_HALF ? NEG_INF : lowered(most);
 }
 
-// A logit with k slices, or groups, at or above it, and not many more; below all, if there are no k. They are counted by bins, in the room for
-// masses; then a wave looks for the bin with the k-th.
+// The row's mass, from what `kth_largest` has left of it. One wave's.
+DEVICE u64 whole_of_waves(const Shared &shared) { return wave_sum(lane_index() < WAVES ? shared.shares[lane_index()] : 0); }
+
+// Leaves what each wave's slices have of the row's mass, where it is wanted.
 template <typename T>
-DEVICE float kth_largest(Row<T> &row, u32 k, float most, float least) {
+DEVICE void leave_shares(const Row<T> &row, float row_max) {
+    if (!(row.flags & MASS)) return;
+    Ruler ruler = ruler_from(row.shared->params, row_max);
+    u64 sum = wave_sum(shares_of_thread(*row.shared, ruler, row.mine, row.mass));
+    if (lane_index() == 0) row.shared->shares[wave_index()] = sum;
+}
+
+// A logit with k slices, or groups, at or above it, and not many more; below all, if there are no k. They are counted by bins, in the room for
+// masses; then a wave looks for the bin with the k-th, and others for the row's mass.
+template <typename T>
+DEVICE float kth_largest(Row<T> &row, u32 k, float row_max, float least) {
     Candidates &list = row.shared->list;
+    float most = row_max;
     u32 *counts = list.masses, all = row.shared->slices, above = 0;
     if (row.flags & BY_GROUPS) {
         all *= GROUPS;
@@ -79,6 +92,7 @@ DEVICE float kth_largest(Row<T> &row, u32 k, float most, float least) {
             // As good as equal; but there may be less than k.
             ROLLED for (u32 i = thread_index(); i < all; i += BLOCK)
                 if (largest_of(row, i) >= least) atomic_add(&counts[0], 1);
+            leave_shares(row, row_max);
             barrier();
             return uniform(counts[0]) < k ? LOWEST_LOGIT : least;
         }
@@ -88,7 +102,9 @@ DEVICE float kth_largest(Row<T> &row, u32 k, float most, float least) {
             if (bin < BINS) atomic_add(&counts[bin], 1);
         }
         barrier();  // without it, the bound would be lower, and the token the same
-        if (wave_index() == 0) kth_bin(*row.shared, counts, steps, k, above, k + k / 8);
+        // The last wave has the fewest slices.
+        if (wave_index() == WAVES - 1) kth_bin(*row.shared, counts, steps, k, above, k + k / 8);
+        leave_shares(row, row_max);
         barrier();
         float bound = row.shared->bound;
         if (uniform(bound < POS_INF)) return bound;

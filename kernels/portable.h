@@ -58,12 +58,13 @@ DEVICE u64 atomic_add_on_device(u64 *p, u64 x) { return atomicAdd(p, x); }
 #define HAS_WAVE_REDUCE
 DEVICE u32 wave_max(u32 x) { return __reduce_max_sync(0xffffffffu, x); }
 DEVICE u32 wave_sum(u32 x) { return __reduce_add_sync(0xffffffffu, x); }
-// NaN if either is.
+// The canonical NaN if either is one.
 DEVICE float larger(float a, float b) {
     float most;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
     return most;
 }
+DEVICE float without_sign_if_nan(float larger_one) { return larger_one; }
 #define HAS_LARGER
 #endif
 // The same for all lanes of a wave, which a compiler may have to be told.
@@ -86,6 +87,7 @@ DEVICE u32 count_bits(u64 x) { return (u32)__popcll((long long)x); }
 DEVICE u32 lowest_bit(u64 x) { return (u32)__ffsll((long long)x) - 1; }
 DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__clzll((long long)x); }
 DEVICE float fma_f32(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEVICE float absolute(float x) { return fabsf(x); }
 DEVICE float at_least(float x, float least) { return fmaxf(x, least); }
 DEVICE u32 round_u32(float x) { return __float2uint_rn(x); }
 // To within 2^-21 of it or so, for bounds.
@@ -94,6 +96,17 @@ DEVICE float exp2_about(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// What is more than the cache holds, and read once, takes there the place of what was read so before: not that of the rest of it, which is still to
+// be read, nor of what others have left.
+DEVICE void read_once(const u32 *from, u32 (&to)[2]) {
+    uint2 two = __ldcs((const uint2 *)from);
+    to[0] = two.x, to[1] = two.y;
+}
+DEVICE void read_once(const u32 *from, u32 (&to)[4]) {
+    uint4 four = __ldcs((const uint4 *)from);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+}
+#define HAS_READ_ONCE
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 DEVICE u64 mul_hi(u64 a, u64 b) { return __umul64hi(a, b); }
@@ -174,6 +187,7 @@ DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }
 DEVICE u32 lowest_bit(u64 x) { return (u32)__builtin_ctzll(x); }
 DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__builtin_clzll(x); }
 DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+DEVICE float absolute(float x) { return __builtin_fabsf(x); }
 DEVICE float at_least(float x, float least) { return x > least ? x : least; }
 DEVICE u32 round_u32(float x) { return (u32)__builtin_rintf(x); }
 #if __has_builtin(__builtin_amdgcn_exp2f)
@@ -234,4 +248,12 @@ DEVICE u16 half_not_below(float x) {
 #ifndef HAS_LARGER
 // NaN if either is.
 DEVICE float larger(float a, float b) { return a > b || a != a ? a : b; }
+DEVICE float without_sign_if_nan(float larger_one) { return larger_one != larger_one ? float_of(0x7fffffffu) : larger_one; }
+#endif
+
+#ifndef HAS_READ_ONCE
+template <u32 words>
+DEVICE void read_once(const u32 *from, u32 (&to)[words]) {
+    UNROLL for (u32 i = 0; i < words; i++) to[i] = from[i];
+}
 #endif

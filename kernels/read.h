@@ -35,7 +35,7 @@ DEVICE void write_groups(const float *four, f16 *groups) {
 // A wave takes every `step`-th slice. What hides the time that reads take is the number of waves: 48 of 32 lanes do it where 32 did not,
 // even if these asked for the next slice before they worked on the last.
 template <typename T>
-DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,
+DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, u32 once, const RowParams *params, u32 shared_params, u32 step,
                       float *largest, f16 *groups, u64 *mass, u64 *wide) {
     wait_for_last_launch();
     u32 slices = (vocab + SLICE - 1) / SLICE;
@@ -43,15 +43,12 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
     if (j >= slices) return;
     if (wide && j == 0) forget(wide_of(wide, row));
     logits += row * stride;
-    largest += (u64)row * slices;
-    groups += (u64)row * slices * GROUPS;
-    mass += (u64)row * slices;
     const RowParams &p = params[shared_params ? 0 : row];
     Scale scale = {0.0f, p.scale, p.inverse};
     u32 of_row = p.flags;
     ROLLED for (; j < slices; j += step) {
         float z[STEPS];
-        load_slice(logits, vocab, j, z);
+        load_slice(logits, vocab, j, once, z);
         // Not looked at before the logits are asked for.
         u32 flags = uniform(opaque(of_row));
         float four[STEPS / 4];
@@ -59,15 +56,17 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
         float most = four[0];
         UNROLL for (u32 v = 1; v < STEPS / 4; v++) most = larger(most, four[v]);
         most = wave_largest(most);
-        if (wants_groups(flags)) write_groups(four, groups + j * GROUPS);
+        // Among those of all rows, of which there are not 2^32: that would be 4 TB of logits.
+        u32 at = row * slices + j;
+        if (wants_groups(flags)) write_groups(four, groups + (u64)at * GROUPS);
         u64 sum = 0;
         if (flags & MASS) {
             SliceScale s = slice_scale(scale, most, NEGLIGIBLE);
             if (s.some) sum = mass_of(z, s);
         }
         if (lane_index() == 0) {
-            largest[j] = most;
-            mass[j] = sum;
+            largest[at] = most;
+            mass[at] = sum;
         }
     }
 }

@@ -132,6 +132,7 @@ struct Shared : Seen {
     GLOBAL u64 *next_position;
     u64 position;
     Candidates list;
+    u64 shares[WAVES];  // of the row's mass, that the waves' slices have
     u32 slice_count;
     float bound;
 };
@@ -186,6 +187,13 @@ DEVICE u64 share(const Ruler &ruler, float largest, u64 mass) {
 }
 
 DEVICE u64 share_of(const Seen &seen, const Ruler &ruler, u32 j) { return share(ruler, seen.largest[j], seen.mass[j]); }
+
+// The shares of every so many slices, from thread_index() on, of which the largest logit and the mass are known, if there is such a slice.
+DEVICE u64 shares_of_thread(const Seen &seen, const Ruler &ruler, float largest, u64 mass) {
+    u64 sum = share(ruler, largest, mass);
+    ROLLED for (u32 j = thread_index() + BLOCK; j < seen.slices; j += BLOCK) sum += share_of(seen, ruler, j);
+    return sum;
+}
 
 // Four tokens of slice `j` a thread, for the first threads of the block; -inf for the others.
 template <typename T>

@@ -79,20 +79,13 @@ DEVICE void measure(Seen &seen, Ends ends) {
     seen.whole = 0;
 }
 
-// The row's mass; of slice thread_index(), where there is one, the largest logit and the mass are known.
-DEVICE u64 whole_of(const Seen &seen, const Ruler &ruler, Block &b, float largest, u64 mass) {
-    u64 sum = share(ruler, largest, mass);
-    ROLLED for (u32 j = thread_index() + BLOCK; j < seen.slices; j += BLOCK) sum += share_of(seen, ruler, j);
-    return block_sum(b, sum);
-}
-
 // Far from zero the first launch's sums are void: adds the row up again.
 template <typename T>
 DEVICE void sum_again(Row<T> &row) {
     ROLLED for (u32 j = wave_index(); j < row.shared->slices; j += WAVES) {
         SliceScale s = scale_of(*row.shared, j);
         float z[STEPS];
-        load_slice(logits_of(row), row.shared->vocab, j, z);
+        load_slice(logits_of(row), row.shared->vocab, j, false, z);
         u64 sum = s.some ? mass_of(z, s) : 0;
         if (lane_index() == 0) row.shared->mass[j] = sum;
     }
@@ -105,10 +98,13 @@ DEVICE float bound_of(Row<T> &row, Ends ends) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     float bound = with_tries && row.flags & TRIED ? key_logit(shared.refused) : NEG_INF;
-    if (row.flags & (BY_SLICES | BY_GROUPS))
+    if (row.flags & (BY_SLICES | BY_GROUPS)) {
         bound = kth_largest(row, p.top_k, ends.most, ends.least);
-    else if (uniform(shared.vocab <= CAPACITY))
+        // Nobody asks before the next barrier.
+        if (row.flags & MASS && wave_index() == WAVES - 1) shared.whole = whole_of_waves(shared);
+    } else if (uniform(shared.vocab <= CAPACITY)) {
         bound = bound > LOWEST_LOGIT ? bound : LOWEST_LOGIT;
+    }
     // What p is a share of may include what min-p refuses.
     float least = ends.most + p.min_p_offset;
     return least > bound && !(row.flags & RENORMALISED) ? least : bound;
@@ -234,8 +230,11 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
         write_token(shared, draw_one(row, ruler, true, 0));
         return DONE;
     }
-    u64 whole = whole_of(shared, ruler, row.block, row.mine, row.mass);
-    if (thread_index() == 0) shared.whole = whole;
+    // Otherwise it is summed while the k-th slice is sought.
+    if (!(row.flags & (BY_SLICES | BY_GROUPS))) {
+        u64 whole = block_sum(row.block, shares_of_thread(shared, ruler, row.mine, row.mass));
+        if (thread_index() == 0) shared.whole = whole;
+    }
     return SEARCH;
 }
 
@@ -327,7 +326,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     if (!uniform(looks)) return nothing_to_look_for(mine);
     if (t == 0) measure(seen, ends);
     barrier();
-    u64 whole = uniform(p.flags) & MASS ? whole_of(seen, Ruler(seen), block, my_largest, my_mass) : 0;
+    u64 whole = uniform(p.flags) & MASS ? block_sum(block, shares_of_thread(seen, Ruler(seen), my_largest, my_mass)) : 0;
     if (t == 0) {
         seen.whole = whole;
         begin(seen, p, BY_COUNT, LOWEST_KEY, whole);

@@ -120,13 +120,19 @@ DEVICE void read_fours(const T *row, u32 vocab, const u32 *first, Four<T> *four)
     }
 }
 
-// A lane's share of a slice, which is read before any of it is looked at.
+// A lane's share of a slice, which is read before any of it is looked at; `once`, if the row will not be in the cache when it is wanted again.
 template <typename T>
-DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
+DEVICE void load_slice(const T *row, u32 vocab, u32 j, bool once, float *z) {
     Four<T> four[STEPS / 4];
     bool aligned = (u64)row % sizeof(Four<T>) == 0;
     if (LIKELY(aligned && (j + 1) * SLICE <= vocab)) {
-        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = *(const Four<T> *)(row + j * SLICE + place_of(v * 4));
+        // Whose further ones are at distances that the compiler knows.
+        const T *first = row + (j * SLICE + place_of(0));
+        if (once) {
+            UNROLL for (u32 v = 0; v < STEPS / 4; v++) read_once((const u32 *)(first + v * (4 * WAVE)), four[v].words);
+        } else {
+            UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = *(const Four<T> *)(first + v * (4 * WAVE));
+        }
     } else if (aligned && vocab % 4 == 0) {
         // The row's last slice, which others wait for.
         UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
@@ -142,8 +148,7 @@ DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
 
 // The largest of what the lanes have, as integers in the order of floats. NaN ranks above everything; which of them does not matter, nor which zero.
 DEVICE float wave_largest(float most) {
-    u32 bits = bits_of(most), key = bits ^ ((u32)((int)bits >> 31) | 0x80000000u);
-    key = wave_max(most != most ? 0xffffffffu : key);
+    u32 bits = bits_of(without_sign_if_nan(most)), key = wave_max(bits ^ ((u32)((int)bits >> 31) | 0x80000000u));
     return float_of(key ^ ((u32)((int)~key >> 31) | 0x80000000u));
 }
 

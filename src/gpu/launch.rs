@@ -14,6 +14,9 @@ pub(crate) trait Gpu {
     /// Whether a multiprocessor has room for four blocks that draw, of 48 KiB of shared memory each: then small ones take more rows at once.
     fn has_room_for_small_blocks(&self) -> bool;
 
+    /// How many bytes its cache holds, where reading more than that past it is known to be faster.
+    fn cache(&self) -> Option<usize>;
+
     /// Memory for so many 64-bit words, with whatever was in it.
     fn allocate(&self, words: usize) -> Result<Self::Memory>;
 
@@ -75,6 +78,13 @@ pub(crate) struct Logits {
     pub(crate) vocab: usize,
     /// Elements from one row to the next.
     pub(crate) stride: usize,
+}
+
+impl Logits {
+    /// Of the rows themselves, wherever they are.
+    fn bytes(&self) -> usize {
+        self.rows * self.vocab * self.dtype.size_in_bytes()
+    }
 }
 
 /// A kernel of a unit, and the threads of its blocks.
@@ -218,10 +228,15 @@ impl<G: Gpu> Summaries<G> {
         let each = slices(logits.vocab).div_ceil(per_block);
         let most = READING_BLOCKS * logits.dtype.size_in_bytes() / size_of::<f32>();
         let blocks = each.div_ceil((logits.rows * each / most).max(1));
+        // They are not alone in it.
+        let once = gpu
+            .cache()
+            .is_some_and(|cache| logits.bytes() > cache / 8 * 7);
         let arguments = [
             Argument::Address(logits.address),
             Argument::I64(logits.stride as i64),
             Argument::U32(logits.vocab as u32),
+            Argument::U32(u32::from(once)),
             Argument::Address(G::address(params)),
             Argument::U32(u32::from(shared_params)),
             Argument::U32((blocks * per_block) as u32),

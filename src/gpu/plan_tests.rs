@@ -85,6 +85,10 @@ impl Gpu for Recorder {
         self.wave == 32
     }
 
+    fn cache(&self) -> Option<usize> {
+        (self.wave == 32).then_some(60 << 20)
+    }
+
     fn allocate(&self, words: usize) -> Result<u64> {
         let mut memory = self.memory.borrow_mut();
         memory.push(words);
@@ -169,7 +173,7 @@ fn launches(blocks: usize, per_block: usize) -> [Value; 2] {
             "launch": "slices_bf16",
             "grid": [3, blocks],
             "threads": 128,
-            "arguments": [logits, stride, vocab, params, ["u32", 0], ["u32", blocks * per_block], largest, groups, mass, wide],
+            "arguments": [logits, stride, vocab, ["u32", 0], params, ["u32", 0], ["u32", blocks * per_block], largest, groups, mass, wide],
         }),
         json!({
             "launch": "try_bf16",
@@ -292,6 +296,26 @@ fn grids_depend_on_the_rows() {
         assert_eq!(grids[1..], [[rows, 1], [asking, 1]]);
     }
     assert_eq!(grids(151_936, 8, p, 1)[1..], [[8, 16]]);
+}
+
+#[test]
+fn rows_that_the_cache_has_no_room_for_are_read_past_it() {
+    for (wave, dtype, rows, once) in [
+        (32, DType::F32, 90, 0),
+        (32, DType::F32, 91, 1),
+        (32, DType::BF16, 181, 0),
+        (32, DType::BF16, 182, 1),
+        (64, DType::F32, 512, 0),
+    ] {
+        let gpu = Recorder::new(wave);
+        let mut on_device = Rows::new(&gpu, rows, 151_936).unwrap();
+        let logits = logits(dtype, rows, 151_936, 151_936);
+        let seeds: Vec<_> = (0..rows as u64).collect();
+        draw(&mut on_device, &gpu, &logits, &params(&seeds), &seeds).unwrap();
+        let steps = gpu.steps();
+        let first = steps.iter().find(|step| step["launch"].is_string());
+        assert_eq!(first.unwrap()["arguments"][3], json!(["u32", once]));
+    }
 }
 
 #[test]

@@ -57,6 +57,7 @@ DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }
 DEVICE u32 lowest_bit(u64 x) { return (u32)__builtin_ctzll(x); }
 DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__builtin_clzll(x); }
 
+DEVICE float absolute(float x) { return fabsf(x); }
 DEVICE float at_least(float x, float least) { return x > least ? x : least; }
 DEVICE float fma_f32(float a, float b, float c) { return fmaf(a, b, c); }
 DEVICE u32 round_u32(float x) { return (u32)rintf(x); }

@@ -58,6 +58,10 @@ impl Gpu for Cuda {
         self.module.has_room_for_small_blocks
     }
 
+    fn cache(&self) -> Option<usize> {
+        Some(self.module.cache)
+    }
+
     fn allocate(&self, words: usize) -> Result<Memory> {
         // SAFETY: kernels and uploads write before anything is read.
         let words = unsafe { self.device.alloc::<u64>(words)? };

@@ -19,6 +19,8 @@ pub(super) struct Module {
     /// Whether a launch may begin before the last one has ended: from compute capability 9.0 on, where the kernels wait for
     /// that, and from CUDA 12.3 on, where graphs know of it.
     pub(super) launches_early: bool,
+    /// Bytes of the L2 cache.
+    pub(super) cache: usize,
     pub(super) has_room_for_small_blocks: bool,
 }
 
@@ -37,15 +39,18 @@ impl Module {
             return Ok(module.clone());
         }
         let (major, _) = context.compute_capability().w()?;
+        use sys::CUdevice_attribute as Attribute;
         let shared_memory = context
-            .attribute(
-                sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
-            )
+            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)
+            .w()?;
+        let cache = context
+            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
             .w()?;
         let module = Arc::new(Self {
             context: context.clone(),
             loaded: Loaded::new(),
             launches_early: major >= 9 && driver_version()? >= 12_030,
+            cache: usize::try_from(cache).unwrap_or(0),
             has_room_for_small_blocks: shared_memory >= 4 * 48 * 1024,
         });
         modules.insert(address, module.clone());

@@ -47,6 +47,11 @@ impl Gpu for Hip {
         false
     }
 
+    /// Not measured.
+    fn cache(&self) -> Option<usize> {
+        None
+    }
+
     fn allocate(&self, words: usize) -> Result<Memory> {
         Ok(Memory::new(&self.device, words * size_of::<u64>())?)
     }
