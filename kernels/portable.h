@@ -5,7 +5,7 @@
 // tests/harness/host.h supplies threads, waves and blocks. Nothing else in this folder asks who is compiling.
 //
 // KERNEL(threads, blocks) is a kernel for blocks of so many threads, of which a multiprocessor should hold so many: where registers are a matter
-// of choice (NVIDIA), that says how many a thread may have. Every kernel begins with wait_for_last_launch().
+// of choice (NVIDIA), that says how many a thread may have. Every kernel calls wait_for_last_launch() before it touches the device's memory.
 //
 // WAVE is the number of lanes that run together: 32 on NVIDIA and RDNA, 64 on CDNA. The host passes it (-DWAVE=64).
 // Contraction is off for everyone (-fmad=false, -ffp-contract=off): a fused multiply-add is where fma_f32 stands.

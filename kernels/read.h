@@ -34,21 +34,20 @@ DEVICE void write_groups(const float *four, f16 *groups) {
 
 // A wave takes every `step`-th slice. What hides the time that reads take is the number of waves: 48 of 32 lanes do it where 32 did not,
 // even if these asked for the next slice before they worked on the last.
-template <typename T>
-DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, u32 once, const RowParams *params, u32 shared_params, u32 step,
+template <bool once, typename T>
+DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,
                       float *largest, f16 *groups, u64 *mass, u64 *wide) {
-    wait_for_last_launch();
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();
     if (j >= slices) return;
-    if (wide && j == 0) forget(wide_of(wide, row));
     logits += row * stride;
+    wait_for_last_launch();
     const RowParams &p = params[shared_params ? 0 : row];
     Scale scale = {0.0f, p.scale, p.inverse};
     u32 of_row = p.flags;
     ROLLED for (; j < slices; j += step) {
         float z[STEPS];
-        load_slice(logits, vocab, j, once, z);
+        load_slice<once>(logits, vocab, j, z);
         // Not looked at before the logits are asked for.
         u32 flags = uniform(opaque(of_row));
         float four[STEPS / 4];
@@ -68,5 +67,6 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, u32 once, const Ro
             largest[at] = most;
             mass[at] = sum;
         }
+        if (wide && j == 0) forget(wide_of(wide, row));
     }
 }

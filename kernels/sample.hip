@@ -27,21 +27,25 @@
 // Rows of which `look` finds out what to keep, before they are drawn from, where the vocabulary is above CAPACITY.
 DEVICE bool wants_look(u32 flags) { return (flags & (TOP_K | BY_SLICES | BY_GROUPS | TRIED)) == TOP_K; }
 
-// The block's copy of where the row is, which one thread says, and of its parameters.
+// Where the row is, for the block: one thread says it.
 template <typename T>
-DEVICE void place_row(Seen &seen, u32 by, u32 row, const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,
-                      const f16 *groups, u64 *mass, u64 *kept, u64 *wide) {
-    u32 slices = (vocab + SLICE - 1) / SLICE, t = thread_index();
-    if (t == by) {
-        seen.logits = (const GLOBAL T *)(logits + row * stride);
-        seen.vocab = vocab;
-        seen.slices = slices;
-        seen.largest = (const GLOBAL float *)(largest + (u64)row * slices);
-        seen.groups = (const GLOBAL f16 *)(groups + (u64)row * slices * GROUPS);
-        seen.mass = (GLOBAL u64 *)(mass + (u64)row * slices);
-        seen.kept = (GLOBAL u64 *)(kept + (u64)row * slices);
-        seen.wide = wide_of(wide, row);
-    }
+DEVICE void place_row(Seen &seen, u32 by, u32 row, const T *logits, i64 stride, u32 vocab, const float *largest, const f16 *groups, u64 *mass,
+                      u64 *kept, u64 *wide) {
+    if (thread_index() != by) return;
+    u32 slices = (vocab + SLICE - 1) / SLICE;
+    seen.logits = (const GLOBAL T *)(logits + row * stride);
+    seen.vocab = vocab;
+    seen.slices = slices;
+    seen.largest = (const GLOBAL float *)(largest + (u64)row * slices);
+    seen.groups = (const GLOBAL f16 *)(groups + (u64)row * slices * GROUPS);
+    seen.mass = (GLOBAL u64 *)(mass + (u64)row * slices);
+    seen.kept = (GLOBAL u64 *)(kept + (u64)row * slices);
+    seen.wide = wide_of(wide, row);
+}
+
+// The block's copy of the row's parameters.
+DEVICE void copy_params(Seen &seen, const RowParams *params, u32 row) {
+    u32 t = thread_index();
     if (t < sizeof(RowParams) / 4) ((u32 *)&seen.params)[t] = ((const u32 *)(params + row))[t];
 }
 
@@ -85,7 +89,7 @@ DEVICE void sum_again(Row<T> &row) {
     ROLLED for (u32 j = wave_index(); j < row.shared->slices; j += WAVES) {
         SliceScale s = scale_of(*row.shared, j);
         float z[STEPS];
-        load_slice(logits_of(row), row.shared->vocab, j, false, z);
+        load_slice(logits_of(row), row.shared->vocab, j, z);
         u64 sum = s.some ? mass_of(z, s) : 0;
         if (lane_index() == 0) row.shared->mass[j] = sum;
     }
@@ -242,9 +246,11 @@ template <typename T, bool with_tries>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
                     const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids, u32 parts, u32 stage) {
     SHARED Shared shared;
-    wait_for_last_launch();
     u32 index = block_index(), part = block_index_y(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     bool asks = with_tries && stage == ASKED;
+    // The last waves may have no slices to wait for.
+    if (!asks) place_row(shared, BLOCK - 1 - WAVE, index, logits, stride, vocab, largest, groups, mass, kept, wide);
+    wait_for_last_launch();
     if (asks) {
         u32 queued = uniform(wide_of(wide, 0)->tally.queued);
         if (queued == 0) return;
@@ -252,8 +258,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         part = index / queued;
         if (part >= parts) return;
         index = uniform(wide_of(wide, index % queued)->queue);
-    } else if (with_tries && part && !uniform(params[index].flags & TRIED)) {
-        return;
+        place_row(shared, BLOCK - 1 - WAVE, index, logits, stride, vocab, largest, groups, mass, kept, wide);
     }
     // All that is asked for at first is asked for before anything waits.
     Row<T> row = {&shared, {&shared.scratch, 0}, uniform(params[index].flags), NEG_INF, 0};
@@ -262,11 +267,12 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         row.mass = mass[(u64)index * slices + t];
     }
     u64 position = t == BLOCK - 1 ? positions[index] : 0;
-    // The last waves may have no slices to wait for.
-    place_row(shared, BLOCK - 1 - WAVE, index, logits, stride, vocab, params, largest, groups, mass, kept, wide);
+    copy_params(shared, params, index);
     GLOBAL Wide *mine = wide_of(wide, index);
     if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u32 *)(State *)&shared)[t] = ((const GLOBAL u32 *)mine)[t];
     if (asks && t < TRIED_WORDS) ((u32 *)&shared.tried)[t] = ((const GLOBAL u32 *)&mine->tried)[t];
+    // For other rows one block is enough.
+    if (with_tries && part && !(row.flags & TRIED)) return;
     if (t == BLOCK - 1) {
         shared.id = (GLOBAL u32 *)(ids + index);
         shared.next_position = (GLOBAL u64 *)(positions + index);
@@ -317,7 +323,8 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     u32 step = sample_step(vocab);
     Four<T> sample[SAMPLE_AT_ONCE];
     read_sample<SAMPLE_AT_ONCE>(sample, logits + index * stride, vocab, sample_first(logits + index * stride, step), sample_stride(step));
-    place_row(seen, 0, index, logits, stride, vocab, params, largest, groups, mass, kept, wide);
+    place_row(seen, 0, index, logits, stride, vocab, largest, groups, mass, kept, wide);
+    copy_params(seen, params, index);
     // The sample's bins.
     ROLLED for (u32 i = opaque(t); i < SAMPLE_BINS; i += BLOCK) room[i] = 0;
     Ends ends = ends_of(my_largest, largest + (u64)index * slices, slices, block);

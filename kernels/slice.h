@@ -120,18 +120,20 @@ DEVICE void read_fours(const T *row, u32 vocab, const u32 *first, Four<T> *four)
     }
 }
 
-// A lane's share of a slice, which is read before any of it is looked at; `once`, if the row will not be in the cache when it is wanted again.
-template <typename T>
-DEVICE void load_slice(const T *row, u32 vocab, u32 j, bool once, float *z) {
+// A lane's share of a slice, which is read before any of it is looked at; `once`, if the cache has no room for all rows.
+template <bool once = false, typename T>
+DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
     Four<T> four[STEPS / 4];
     bool aligned = (u64)row % sizeof(Four<T>) == 0;
     if (LIKELY(aligned && (j + 1) * SLICE <= vocab)) {
         // Whose further ones are at distances that the compiler knows.
         const T *first = row + (j * SLICE + place_of(0));
-        if (once) {
-            UNROLL for (u32 v = 0; v < STEPS / 4; v++) read_once((const u32 *)(first + v * (4 * WAVE)), four[v].words);
-        } else {
-            UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = *(const Four<T> *)(first + v * (4 * WAVE));
+        UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
+            const Four<T> *from = (const Four<T> *)(first + v * (4 * WAVE));
+            if (once)
+                read_once(from->words, four[v].words);
+            else
+                four[v] = *from;
         }
     } else if (aligned && vocab % 4 == 0) {
         // The row's last slice, which others wait for.

@@ -1,12 +1,18 @@
-// The first launch of samplers and of the softmax.
+// The first launch of samplers and of the softmax. Where the cache has no room for all rows, the second of two kernels that differ in nothing else:
+// one that asks which it is would spend instructions on it, of which it has none to spare.
 #include "logits.h"
 #include "read.h"
 
-#define SLICES_KERNEL(T)                                                                                              \
+#define SLICES_KERNELS(T)                                                                                             \
     KERNEL(READ_BLOCK, 12)                                                                                            \
-    slices_##T(const T *logits, i64 stride, u32 vocab, u32 once, const RowParams *params, u32 shared_params,          \
-               u32 step, float *largest, f16 *groups, u64 *mass, u64 *wide) {                                         \
-        slices_of<T>(logits, stride, vocab, once, params, shared_params, step, largest, groups, mass, wide);          \
+    slices_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,          \
+               float *largest, f16 *groups, u64 *mass, u64 *wide) {                                                   \
+        slices_of<false>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);            \
+    }                                                                                                                 \
+    KERNEL(READ_BLOCK, 12)                                                                                            \
+    slices_once_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,     \
+                    float *largest, f16 *groups, u64 *mass, u64 *wide) {                                              \
+        slices_of<true>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);             \
     }
 
-FOR_LOGITS(SLICES_KERNEL)
+FOR_LOGITS(SLICES_KERNELS)

@@ -64,7 +64,7 @@ DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_in
             SliceScale s = slice_scale(scale, largest[j], NEGLIGIBLE);
             if (!s.some) continue;
             float z[STEPS];
-            load_slice(logits, vocab, j, false, z);
+            load_slice(logits, vocab, j, z);
             u64 sum = to_row_units(s, mass_of(z, s), unit_of(unit));
             if (lane_index() == 0) total += sum;
         }

@@ -108,13 +108,20 @@ impl Kernel {
 /// The kernels for one dtype of logits.
 #[derive(Debug)]
 pub(crate) struct Kernels {
-    pub(super) slices: Kernel,
+    pub(super) slices: Reading,
     pub(super) look: Kernel,
     pub(super) few_rows: Drawing,
     pub(super) many_rows: Drawing,
     /// In the order of their launches.
     #[cfg(feature = "cuda")]
-    pub(crate) softmax: [Kernel; 2],
+    pub(crate) softmax: (Reading, Kernel),
+}
+
+/// The first read: of rows that the cache has room for, and of more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    pub(super) usual: Kernel,
+    pub(super) once: Kernel,
 }
 
 /// Those that draw, without tries or with them.
@@ -132,17 +139,23 @@ macro_rules! kernels {
                 r#try: Kernel::new(concat!("try_", $dtype), unit, threads),
             }
         }
+        const fn reading(unit: Unit) -> Reading {
+            Reading {
+                usual: Kernel::new(concat!("slices_", $dtype), unit, READ_BLOCK),
+                once: Kernel::new(concat!("slices_once_", $dtype), unit, READ_BLOCK),
+            }
+        }
         const SAMPLERS: Unit = Unit::Samplers($dtype);
         Kernels {
-            slices: Kernel::new(concat!("slices_", $dtype), SAMPLERS, READ_BLOCK),
+            slices: reading(SAMPLERS),
             look: Kernel::new(concat!("look_", $dtype), SAMPLERS, BLOCK),
             few_rows: drawing(SAMPLERS, BLOCK),
             many_rows: drawing(Unit::ManyRows($dtype), SMALL_BLOCK),
             #[cfg(feature = "cuda")]
-            softmax: [
-                Kernel::new(concat!("slices_", $dtype), Unit::Ops, READ_BLOCK),
+            softmax: (
+                reading(Unit::Ops),
                 Kernel::new(concat!("softmax_", $dtype), Unit::Ops, BLOCK),
-            ],
+            ),
         }
     }};
 }
@@ -209,7 +222,7 @@ impl<G: Gpu> Summaries<G> {
         Argument::Address(G::address(&self.mass))
     }
 
-    /// The first read of kernels/read.h, by a unit's `slices_*`: every slice's largest logit and, where the parameters (one for each row,
+    /// The first read of kernels/read.h, by a unit's `slices_*` or `slices_once_*`: every slice's largest logit and, where the parameters (one for each row,
     /// or one that the rows share) want it, its mass. `wide` is where a look at the rows will leave something, or 0.
     ///
     /// # Safety
@@ -218,25 +231,25 @@ impl<G: Gpu> Summaries<G> {
     pub(crate) unsafe fn read(
         &mut self,
         gpu: &G,
-        kernel: Kernel,
+        kernels: Reading,
         logits: &Logits,
         params: &G::Memory,
         shared_params: bool,
         wide: Argument,
     ) -> Result<()> {
+        // They are not alone in it.
+        let kernel = match gpu.cache() {
+            Some(cache) if logits.bytes() > cache / 8 * 7 => kernels.once,
+            _ => kernels.usual,
+        };
         let per_block = (kernel.threads / gpu.wave()) as usize;
         let each = slices(logits.vocab).div_ceil(per_block);
         let most = READING_BLOCKS * logits.dtype.size_in_bytes() / size_of::<f32>();
         let blocks = each.div_ceil((logits.rows * each / most).max(1));
-        // They are not alone in it.
-        let once = gpu
-            .cache()
-            .is_some_and(|cache| logits.bytes() > cache / 8 * 7);
         let arguments = [
             Argument::Address(logits.address),
             Argument::I64(logits.stride as i64),
             Argument::U32(logits.vocab as u32),
-            Argument::U32(u32::from(once)),
             Argument::Address(G::address(params)),
             Argument::U32(u32::from(shared_params)),
             Argument::U32((blocks * per_block) as u32),

@@ -73,11 +73,11 @@ mod tests {
             loaded.kernel(kernel, load, find)
         };
         let [f32, f16] = [DType::F32, DType::F16].map(|dtype| Kernels::of(dtype).unwrap());
-        assert!(get(f32.slices, false).is_err());
+        assert!(get(f32.slices.usual, false).is_err());
         let asked = [
-            f32.slices,
+            f32.slices.usual,
             f32.look,
-            f32.slices,
+            f32.slices.usual,
             f16.look,
             f16.few_rows.draw,
         ];

@@ -60,14 +60,15 @@ struct Case {
 // What a dtype's kernels are called.
 template <typename T>
 struct Kernels;
-#define KERNELS(name, T)                                \
-    template <>                                         \
-    struct Kernels<T> {                                 \
-        static constexpr auto slices = slices_##name;   \
-        static constexpr auto draw = draw_##name;       \
-        static constexpr auto try_ = try_##name;        \
-        static constexpr auto look = look_##name;       \
-        static constexpr auto softmax = softmax_##name; \
+#define KERNELS(name, T)                                 \
+    template <>                                          \
+    struct Kernels<T> {                                  \
+        static constexpr auto slices = slices_##name;    \
+        static constexpr auto once = slices_once_##name; \
+        static constexpr auto draw = draw_##name;        \
+        static constexpr auto try_ = try_##name;         \
+        static constexpr auto look = look_##name;        \
+        static constexpr auto softmax = softmax_##name;  \
     };
 KERNELS(f32, float)
 KERNELS(f16, f16)
@@ -89,11 +90,12 @@ static void sample(FILE *file, const Case &c) {
     Buffer<u64> mass(c.rows * slices);
     Buffer<u32> ids(c.rows);
     const T *first = logits + c.offset;
-    // A slice a wave, or several; as rows are read that the cache has no room for, or not.
+    // A slice a wave, or several; by either kernel.
     u32 blocks = way == ONE_BLOCK ? ceil_div(slices, SLICES_PER_BLOCK) : 1, step = blocks * SLICES_PER_BLOCK;
     Buffer<u64> kept(c.rows * slices), wide((u64)c.rows * WIDE_WORDS);
+    auto slices_of_row = way == ONE_BLOCK ? Kernels<T>::once : Kernels<T>::slices;
     launch(c.rows, blocks, READ_BLOCK,
-           [&] { Kernels<T>::slices(first, c.stride, c.vocab, way == ONE_BLOCK, params, 0, step, largest, groups, mass, wide); });
+           [&] { slices_of_row(first, c.stride, c.vocab, params, 0, step, largest, groups, mass, wide); });
     // The look at rows that want one is two blocks' work, or left to the block that draws.
     u32 looking = way == ONE_BLOCK || c.vocab <= CAPACITY ? 0 : 2;
     if (looking) {
@@ -134,7 +136,7 @@ static void softmax(FILE *file, const Case &c) {
     Buffer<T> out((u64)c.rows * c.vocab);
     const T *first = logits + c.offset;
     u32 blocks = ceil_div(slices, SLICES_PER_BLOCK), step = blocks * SLICES_PER_BLOCK;
-    launch(c.rows, blocks, READ_BLOCK, [&] { Kernels<T>::slices(first, c.vocab, c.vocab, 0, params, 1, step, largest, groups, mass, nullptr); });
+    launch(c.rows, blocks, READ_BLOCK, [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, step, largest, groups, mass, nullptr); });
     float scale = params[0].scale, inverse = params[0].inverse;
     launch(c.rows * ceil_div(slices, SLICES_PER_WRITER), 1, BLOCK,
            [&] { Kernels<T>::softmax(first, c.vocab, scale, inverse, largest, mass, out); });

@@ -57,7 +57,7 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
             summaries.mass(),
             Argument::Address(to),
         ];
-        let [read, softmax] = Kernels::of(logits.dtype)?.softmax;
+        let (read, softmax) = Kernels::of(logits.dtype)?.softmax;
         let writers = rows * slices(vocab).div_ceil(SLICES_PER_WRITER);
         // SAFETY: the logits and the output are where the guards keep them, the rest was made here; the arguments are those
         // of `softmax_*` in kernels/softmax.hip.
