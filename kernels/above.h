@@ -40,8 +40,9 @@ static_assert(sizeof(Sums) <= CAPACITY * 8, "room where keys will be");
 DEVICE Sums &sums_of(Shared &shared) { return *(Sums *)shared.list.keys; }
 
 // Floats and the hardware's exp2 tell what is above a try to within a margin. In parts of the whole: 2^-19 of each weight; 2^-16.7 where a lane adds up
-// 160 fours; 2^-17 where 2^14 lanes round to a share; and of the integers, half a unit of the slice for each of its 512 tokens, 2^-18.5, and a unit of
-// the row for each of 2^18 tokens, 2^-19.5. Together that is less than 2^-15. A larger vocabulary has up to 2^17 lanes and 2^24 tokens: less than 2^-12.
+// 160 fours; 2^-17 where 2^14 lanes round to a share, and 2^-18 where 2^8 blocks round to fewer bits; and of the integers, half a unit of the slice for
+// each of its 512 tokens, 2^-18.5, and a unit of the row for each of 2^18 tokens, 2^-19.5. Together that is less than 2^-15. A larger vocabulary has up
+// to 2^17 lanes and 2^24 tokens: less than 2^-12.
 // Tests make the margin large, so that nothing is told.
 #ifndef MARGIN_BITS
 #define MARGIN_BITS 15
@@ -205,30 +206,48 @@ DEVICE u32 parts_of_row(u32 slices, u32 blocks) {
     return blocks < 1 ? 1 : blocks < most ? blocks : most;
 }
 
+// Two words go together, with the number of blocks above them, in one of 64 bits: counts as they are, shares with fewer bits, of which the whole has less
+// than 2^26.
+#define TOGETHER_BITS 27u
+#define DROPPED (SHARE_BITS + 1 - TOGETHER_BITS)
+
+DEVICE u32 narrow_share(u32 share) { return (share + (1u << DROPPED) / 2) >> DROPPED; }
+
 // Adds what this block has found to what the row's others have, of whom nobody waits for another: who is last knows all. One wave's, a lane for each
-// word, of which one counts the blocks in the half that it leaves.
+// word. The first two words say how many blocks have been there; more, which are rare, have to arrive before, and are asked for again.
 DEVICE void conclude(Shared &shared) {
     const Sums &sums = sums_of(shared);
-    u32 words = uniform(shared.tried.words), parts = uniform(shared.parts), counted = lowest_bit(words);
+    u32 words = uniform(shared.tried.words), parts = uniform(shared.parts), more = words & (words - 1);
+    u32 first = lowest_bit(words), second = more ? lowest_bit(more) : WAVE;
+    more &= more - 1;
     u32 lane = opaque(thread_index()) % WAVE, mine = lane % WORDS, found = 0;
-    bool asked = lane < WORDS && words >> mine & 1, last = parts == 1;
+    bool asked = lane < WORDS && words >> mine & 1, counts = mine / TRIES == BY_COUNT, last = parts == 1;
     ROLLED for (u32 wave = lane / WORDS; wave < WAVES; wave += WAVE / WORDS) found += words >> mine & 1 ? sums.about[mine][wave] : 0;
     ROLLED for (u32 mask = WORDS; mask < WAVE; mask *= 2) found += shuffle_xor(found, mask);
     if (parts > 1) {
         GLOBAL u64 *all = shared.wide->tally.above[0];
-        bool several = (words & (words - 1)) != 0;
+        bool alone = asked && more >> mine & 1;
         u64 others = 0;
         // Who counts comes after these have arrived, as their answers show.
-        if (several) others = vote(asked && lane != counted && atomic_add_on_device((u64 *)all + mine, (u64)found) >> 63);
-        if (lane == counted) {
-            u64 before = atomic_add_on_device((u64 *)all + mine, found | (u64)(others == 0) << 32);
-            last = before >> 32 == parts - 1;
-            found += (u32)before;
+        if (more) others = vote(alone && atomic_add_on_device((u64 *)all + mine, (u64)found) >> 63);
+        u32 narrow = counts ? found : narrow_share(found), high = wave_max(lane == second ? narrow : 0);
+        u64 both = 0;
+        if (lane == first) {
+            both = narrow | (u64)high << TOGETHER_BITS;
+            u64 before = atomic_add_on_device((u64 *)all + mine, both | (u64)(others == 0) << 2 * TOGETHER_BITS);
+            last = before >> 2 * TOGETHER_BITS == parts - 1;
+            both += before;
         }
         last = vote(last) != 0;
-        if (last && several && asked && lane != counted) found = (u32)atomic_add_on_device((u64 *)all + mine, (u64)0);
+        if (last) {
+            const u32 bits = (1u << TOGETHER_BITS) - 1;
+            high = wave_max(lane == first ? (u32)(both >> TOGETHER_BITS) & bits : 0);
+            narrow = lane == first ? (u32)both & bits : high;
+            found = counts ? narrow : narrow << DROPPED;
+            if (alone) found = (u32)atomic_add_on_device((u64 *)all + mine, (u64)0);
+        }
     }
     if (lane == 0) shared.last = last;
     if (!last) return;
-    judge_tries(shared, lane / TRIES % 2 == BY_COUNT ? found : mass_of_share(found, shared.whole), margin_of(shared));
+    judge_tries(shared, counts ? found : mass_of_share(found, shared.whole), margin_of(shared));
 }

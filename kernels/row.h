@@ -55,7 +55,8 @@ struct Tried {
 };
 
 // What blocks of a row find together. A look from pivots: how many tokens are above the low one (above the high one, in the upper half), their
-// masses, and how many are between; these are in row.wide, if they fit. Tries: how many tokens are above each, and their shares of the whole.
+// masses, and how many are between; these are in row.wide, if they fit. Tries: how many tokens are above each, and their shares of the whole, as
+// `conclude` (above.h) lays them out.
 struct Tally {
     u64 counts;
     u64 masses[2];
