@@ -58,13 +58,13 @@ DEVICE u64 atomic_add_on_device(u64 *p, u64 x) { return atomicAdd(p, x); }
 #define HAS_WAVE_REDUCE
 DEVICE u32 wave_max(u32 x) { return __reduce_max_sync(0xffffffffu, x); }
 DEVICE u32 wave_sum(u32 x) { return __reduce_add_sync(0xffffffffu, x); }
-// The canonical NaN if either is one.
+// NaN if either is: the canonical one, which has no sign.
 DEVICE float larger(float a, float b) {
     float most;
     asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
     return most;
 }
-DEVICE float without_sign_if_nan(float larger_one) { return larger_one; }
+DEVICE float nan_without_sign(float most) { return most; }
 #define HAS_LARGER
 #endif
 // The same for all lanes of a wave, which a compiler may have to be told.
@@ -96,8 +96,8 @@ DEVICE float exp2_about(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-// What is more than the cache holds, and read once, takes there the place of what was read so before: not that of the rest of it, which is still to
-// be read, nor of what others have left.
+// Reads what is more than the cache holds: there it takes the place of what was so read before, not of the rest, which is still to be read, nor of what
+// others have left.
 DEVICE void read_once(const u32 *from, u32 (&to)[2]) {
     uint2 two = __ldcs((const uint2 *)from);
     to[0] = two.x, to[1] = two.y;
@@ -248,7 +248,8 @@ DEVICE u16 half_not_below(float x) {
 #ifndef HAS_LARGER
 // NaN if either is.
 DEVICE float larger(float a, float b) { return a > b || a != a ? a : b; }
-DEVICE float without_sign_if_nan(float larger_one) { return larger_one != larger_one ? float_of(0x7fffffffu) : larger_one; }
+// Of what `larger` has found: without a sign, the bits of a NaN rank above all others.
+DEVICE float nan_without_sign(float most) { return most != most ? float_of(0x7fffffffu) : most; }
 #endif
 
 #ifndef HAS_READ_ONCE

@@ -150,7 +150,7 @@ DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
 
 // The largest of what the lanes have, as integers in the order of floats. NaN ranks above everything; which of them does not matter, nor which zero.
 DEVICE float wave_largest(float most) {
-    u32 bits = bits_of(without_sign_if_nan(most)), key = wave_max(bits ^ ((u32)((int)bits >> 31) | 0x80000000u));
+    u32 bits = bits_of(nan_without_sign(most)), key = wave_max(bits ^ ((u32)((int)bits >> 31) | 0x80000000u));
     return float_of(key ^ ((u32)((int)~key >> 31) | 0x80000000u));
 }
 
