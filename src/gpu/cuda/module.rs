@@ -5,6 +5,7 @@ use crate::gpu::launch::Kernel;
 use crate::gpu::loaded::{Loaded, lock};
 use crate::gpu::rtc::{Compiler, NVRTC};
 use crate::gpu::{Unit, cache};
+use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
@@ -39,7 +40,6 @@ impl Module {
             return Ok(module.clone());
         }
         let (major, _) = context.compute_capability().w()?;
-        use sys::CUdevice_attribute as Attribute;
         let shared_memory = context
             .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)
             .w()?;
