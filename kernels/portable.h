@@ -168,6 +168,35 @@ DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w64(x); }
 #else
 DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w32(x); }
 #endif
+// What 16 lanes have is put together without LDS, by moves between lanes: of neighbours, of pairs, of quads and halves mirrored. What the rows of 16 have
+// then, in scalar registers.
+#define HAS_WAVE_REDUCE
+template <int control>
+DEVICE u32 moved(u32 x) {
+    return (u32)__builtin_amdgcn_mov_dpp((int)x, control, 0xf, 0xf, true);
+}
+// quad_perm: 1, 0, 3, 2 and 2, 3, 0, 1.
+template <u32 mask>
+DEVICE u32 shuffle_in_four(u32 x) {
+    return moved<mask == 1 ? 0xb1 : 0x4e>(x);
+}
+#define HAS_SHUFFLE_IN_FOUR
+template <typename F>
+DEVICE u32 wave_reduce(u32 x, F put_together) {
+    x = put_together(x, shuffle_in_four<1>(x));
+    x = put_together(x, shuffle_in_four<2>(x));
+    x = put_together(x, moved<0x141>(x));  // row_half_mirror
+    x = put_together(x, moved<0x140>(x));  // row_mirror
+    u32 all = (u32)__builtin_amdgcn_readlane((int)x, 0);
+    UNROLL for (int row = 16; row < WAVE; row += 16) all = put_together(all, (u32)__builtin_amdgcn_readlane((int)x, row));
+    return all;
+}
+DEVICE u32 wave_max(u32 x) {
+    return wave_reduce(x, [](u32 a, u32 b) { return a > b ? a : b; });
+}
+DEVICE u32 wave_sum(u32 x) {
+    return wave_reduce(x, [](u32 a, u32 b) { return a + b; });
+}
 DEVICE u32 atomic_add(u32 *p, u32 x) {
     return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
 }
@@ -188,7 +217,14 @@ DEVICE u32 lowest_bit(u64 x) { return (u32)__builtin_ctzll(x); }
 DEVICE u32 highest_bit(u64 x) { return 63 - (u32)__builtin_clzll(x); }
 DEVICE float fma_f32(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEVICE float absolute(float x) { return __builtin_fabsf(x); }
-DEVICE float at_least(float x, float least) { return x > least ? x : least; }
+// The median with infinity is the larger one, in an instruction less than a comparison takes.
+DEVICE float at_least(float x, float least) { return __builtin_amdgcn_fmed3f(x, least, __builtin_inff()); }
+// NaN if one is: two comparisons tell it of four.
+DEVICE float largest_of_four(const float *z) {
+    float most = at_least(at_least(z[0], z[1]), at_least(z[2], z[3]));
+    return __builtin_isunordered(z[0], z[1]) | __builtin_isunordered(z[2], z[3]) ? __builtin_nanf("") : most;
+}
+#define HAS_LARGEST_OF_FOUR
 DEVICE u32 round_u32(float x) { return (u32)__builtin_rintf(x); }
 #if __has_builtin(__builtin_amdgcn_exp2f)
 DEVICE float exp2_about(float x) { return __builtin_amdgcn_exp2f(x); }
@@ -250,6 +286,18 @@ DEVICE u16 half_not_below(float x) {
 DEVICE float larger(float a, float b) { return a > b || a != a ? a : b; }
 // Of what `larger` has found: without a sign, the bits of a NaN rank above all others.
 DEVICE float nan_without_sign(float most) { return most != most ? float_of(0x7fffffffu) : most; }
+#endif
+
+#ifndef HAS_LARGEST_OF_FOUR
+DEVICE float largest_of_four(const float *z) { return larger(larger(z[0], z[1]), larger(z[2], z[3])); }
+#endif
+
+#ifndef HAS_SHUFFLE_IN_FOUR
+// Of the lane whose index differs in this bit, 1 or 2.
+template <u32 mask>
+DEVICE u32 shuffle_in_four(u32 x) {
+    return shuffle_xor(x, mask);
+}
 #endif
 
 #ifndef HAS_READ_ONCE

@@ -15,19 +15,22 @@ DEVICE void forget(GLOBAL Wide *wide) {
 }
 
 // What the lane at a distance of `mask` does not keep.
-DEVICE float exchange(float keep, float give, u32 mask) { return larger(keep, float_of(shuffle_xor(bits_of(give), mask))); }
+template <u32 mask>
+DEVICE float exchange(float keep, float give) {
+    return larger(keep, float_of(shuffle_in_four<mask>(bits_of(give))));
+}
 
 // A group's 16 tokens are in four lanes, which have four groups (in waves of 64, two): each ends up with one.
 DEVICE void write_groups(const float *four, f16 *groups) {
     bool odd = lane_index() & 1, high = lane_index() & 2;
     f16 *mine = groups + (lane_index() % 4 * 8 + lane_index() / 4);
     if (WAVE == 32) {
-        float a = exchange(high ? four[2] : four[0], high ? four[0] : four[2], 2);
-        float b = exchange(high ? four[STEPS / 4 - 1] : four[1], high ? four[1] : four[STEPS / 4 - 1], 2);
-        *mine = {half_not_below(exchange(odd ? b : a, odd ? a : b, 1))};
+        float a = exchange<2>(high ? four[2] : four[0], high ? four[0] : four[2]);
+        float b = exchange<2>(high ? four[STEPS / 4 - 1] : four[1], high ? four[1] : four[STEPS / 4 - 1]);
+        *mine = {half_not_below(exchange<1>(odd ? b : a, odd ? a : b))};
     } else {
-        float most = exchange(high ? four[1] : four[0], high ? four[0] : four[1], 2);
-        most = exchange(most, most, 1);
+        float most = exchange<2>(high ? four[1] : four[0], high ? four[0] : four[1]);
+        most = exchange<1>(most, most);
         if (!odd) *mine = {half_not_below(most)};
     }
 }
@@ -51,7 +54,7 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
         // Not looked at before the logits are asked for.
         u32 flags = uniform(opaque(of_row));
         float four[STEPS / 4];
-        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = larger(larger(z[4 * v], z[4 * v + 1]), larger(z[4 * v + 2], z[4 * v + 3]));
+        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = largest_of_four(z + 4 * v);
         float most = four[0];
         UNROLL for (u32 v = 1; v < STEPS / 4; v++) most = larger(most, four[v]);
         most = wave_largest(most);
