@@ -210,6 +210,7 @@ DEVICE u32 parts_of_row(u32 slices, u32 blocks) {
 // than 2^26.
 #define TOGETHER_BITS 27u
 #define DROPPED (SHARE_BITS + 1 - TOGETHER_BITS)
+static_assert(MOST_PARTS < 1u << (64 - 2 * TOGETHER_BITS), "the number of blocks fits");
 
 DEVICE u32 narrow_share(u32 share) { return (share + (1u << DROPPED) / 2) >> DROPPED; }
 
