@@ -222,8 +222,8 @@ impl<G: Gpu> Summaries<G> {
         Argument::Address(G::address(&self.mass))
     }
 
-    /// The first read of kernels/read.h, by a unit's `slices_*` or `slices_once_*`: every slice's largest logit and, where the parameters (one for each row,
-    /// or one that the rows share) want it, its mass. `wide` is where a look at the rows will leave something, or 0.
+    /// The first read of kernels/read.h, by a unit's `slices_*` or `slices_once_*`: every slice's largest logit and, where the parameters
+    /// (one for each row, or one that the rows share) want it, its mass. `wide` is where a look at the rows will leave something, or 0.
     ///
     /// # Safety
     ///
@@ -237,7 +237,7 @@ impl<G: Gpu> Summaries<G> {
         shared_params: bool,
         wide: Argument,
     ) -> Result<()> {
-        // They are not alone in it.
+        // They are not alone in it: on an H200 the two are as fast at seven eighths.
         let kernel = match gpu.cache() {
             Some(cache) if logits.bytes() > cache / 8 * 7 => kernels.once,
             _ => kernels.usual,
