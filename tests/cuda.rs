@@ -107,12 +107,12 @@ fn a_million_draws_equal_the_cpu() {
     assert!(drawn as f64 >= 1e6 * share);
 }
 
-/// More rows than a large GPU draws from at once by blocks of the usual size; then also more logits than its cache holds, which are read by a kernel of
-/// their own.
+/// More rows than a large GPU draws from at once by blocks of the usual size; the last time also more logits than its cache holds, which are read by a
+/// kernel of their own.
 #[test]
 fn many_rows_equal_the_cpu() {
     let Some(gpu) = gpu() else { return };
-    for vocab in [3000, 50_304] {
+    for vocab in [3000, 20_000, 50_304] {
         let logits = batch_of(&sources(vocab), 280);
         let drawn = compare(&vocab.to_string(), &gpu, &logits, &mixed(280, vocab), 1);
         assert_eq!(drawn, 280);
