@@ -90,7 +90,8 @@ DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step) {
 
 // Reads the listed groups and gives `use` each lane's tokens, four at a time, with the id of their first.
 template <typename T, typename F>
-DEVICE void read_listed(const Shared &shared, const u16 *groups, u32 j, u32 step, F use) {
+DEVICE void read_listed(Shared &shared, u32 j, u32 step, F use) {
+    const u16 *groups = sums_of(shared).groups;
     u32 mine = opaque(thread_index()), count = shared.hits;
     // Four lanes read a group.
     ROLLED for (u32 start = mine / 4; start < count; start += FOURS_ASKED * BLOCK / 4) {
@@ -124,7 +125,7 @@ DEVICE void sum_asked(Shared &shared) {
         ROLLED for (u32 j = shared.part; j < shared.slices; j += ASKED_SLICES * step) {
             float above[TRIES] = {};
             list_reached(shared, down_to, j, step);
-            read_listed<T>(shared, sums.groups, j, step, [&](const Four<T> &four, u32 first) {
+            read_listed<T>(shared, j, step, [&](const Four<T> &four, u32 first) {
                 float z[4], weights[4];
                 UNROLL for (u32 c = 0; c < 4; c++) {
                     z[c] = token_of(four, c);
@@ -158,7 +159,7 @@ DEVICE void sum_exactly(Shared &shared) {
         u64 sum = 0;
         ROLLED for (u32 j = 0; j < shared.slices; j += ASKED_SLICES) {
             list_reached(shared, drawn, j, 1);
-            read_listed<T>(shared, sums.groups, j, 1, [&](const Four<T> &four, u32 first) {
+            read_listed<T>(shared, j, 1, [&](const Four<T> &four, u32 first) {
                 SliceScale s = scale_of(shared, first / SLICE);
                 Shift shift = shift_of(s, shared.unit);
                 float threshold = threshold_of_four(drawn, first);

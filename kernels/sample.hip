@@ -96,7 +96,8 @@ DEVICE void sum_again(Row<T> &row) {
     barrier();
 }
 
-// A logit with every kept token at or above it and few others, from the summaries and the tries, none of which is kept; -inf if they do not tell.
+// A logit with every kept token at or above it and few others, from the summaries and the tries, none of which is kept; -inf if they do not tell. Leaves
+// the row's mass, too, if that is summed meanwhile.
 template <typename T, bool with_tries>
 DEVICE float bound_of(Row<T> &row, Ends ends) {
     Shared &shared = *row.shared;
