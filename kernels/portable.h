@@ -74,6 +74,12 @@ DEVICE u32 opaque(u32 x) {
     asm volatile("" : "+r"(x));
     return x;
 }
+// Shared memory by an address that is kept in a register. Otherwise the compiler works it out again and again, from a special register for which it waits.
+template <typename T>
+DEVICE T &held(T &x) {
+    return *(T *)__cvta_shared_to_generic(opaque((u32)__cvta_generic_to_shared(&x)));
+}
+#define HAS_HELD
 // Two counts that go down: by all 64 bits, and by the lower ones, if a > b. Borrows take four instructions, comparisons seven.
 DEVICE void count_larger(u64 a, u64 b, u32 *all, u32 *lower) {
     asm("{ .reg .u32 rest;\n"
@@ -257,6 +263,13 @@ DEVICE u32 wave_max(u32 x) {
 
 DEVICE u32 wave_sum(u32 x) {
     for (u32 mask = WAVE / 2; mask; mask /= 2) x += shuffle_xor(x, mask);
+    return x;
+}
+#endif
+
+#ifndef HAS_HELD
+template <typename T>
+DEVICE T &held(T &x) {
     return x;
 }
 #endif

@@ -246,7 +246,8 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
 template <typename T, bool with_tries>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
                     const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids, u32 parts, u32 stage) {
-    SHARED Shared shared;
+    SHARED Shared place;
+    Shared &shared = held(place);
     u32 index = block_index(), part = block_index_y(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     bool asks = with_tries && stage == ASKED;
     // The last waves may have no slices to wait for.
@@ -311,8 +312,10 @@ DEVICE void nothing_to_look_for(GLOBAL Wide *wide) {
 template <typename T>
 DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const f16 *groups, u64 *mass,
                     u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {
-    SHARED Seen seen;
-    SHARED u32 room[ROOM_WORDS];
+    SHARED Seen place;
+    SHARED u32 words[ROOM_WORDS];
+    Seen &seen = held(place);
+    u32 *room = held(words);
     wait_for_last_launch();
     Block block = {&seen.scratch, 0};
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
