@@ -80,7 +80,10 @@ DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step) {
         UNROLL for (u32 c = 0; c < 8; c++) mask |= (u32)(widen(eight.x[c]) > threshold) << c;
         if (!mask) continue;
         u32 at = atomic_add(&shared.hits, count_bits(mask));
-        ROLLED for (; mask; mask &= mask - 1, at++) sums_of(shared).groups[at] = (u16)(lane * 8 + lowest_bit(mask));
+        UNROLL for (u32 c = 0; c < 8; c++) {
+            if (mask >> c & 1) sums_of(shared).groups[at] = (u16)(lane * 8 + c);
+            at += mask >> c & 1;
+        }
     }
     barrier();
 }
@@ -119,8 +122,11 @@ DEVICE void sum_asked(Shared &shared) {
         u32 tries = uniform(shared.tried.words) >> weigh * TRIES & EACH_TRY;
         if (!tries) continue;
         const Try *drawn = shared.tried.drawn;
-        u32 mine = opaque(thread_index()) % TRIES;
-        u64 lowest = ~wave_max(tries >> mine & 1 ? ~drawn[mine].key : 0);
+        u64 lowest = ~(u64)0;
+        UNROLL for (u32 d = 0; d < TRIES; d++) {
+            u64 key = drawn[d].key;
+            lowest = tries >> d & 1 && key < lowest ? key : lowest;
+        }
         Drawn down_to = {key_id(lowest), key_logit(lowest), key_previous(lowest)};
         ROLLED for (u32 j = shared.part; j < shared.slices; j += ASKED_SLICES * step) {
             float above[TRIES] = {};
@@ -139,12 +145,14 @@ DEVICE void sum_asked(Shared &shared) {
                     above[d] += found;
                 }
             });
+            // A lane has the sum above each.
+            u32 mine = lane_index() % TRIES, sum = 0;
             UNROLL for (u32 d = 0; d < TRIES; d++) {
-                if (!(tries >> d & 1)) continue;
-                u32 sum = wave_sum(weigh == BY_COUNT ? (u32)above[d] : share_about(above[d], shared.whole));
-                u32 &all = sums.about[weigh * TRIES + d][wave_index()];
-                if (lane_index() == 0) all = j == shared.part ? sum : all + sum;
+                u32 all = wave_sum(weigh == BY_COUNT ? (u32)above[d] : share_about(above[d], shared.whole));
+                sum = mine == d ? all : sum;
             }
+            u32 &all = sums.about[weigh * TRIES + mine][wave_index()];
+            if (lane_index() < TRIES) all = j == shared.part ? sum : all + sum;
         }
     }
 }

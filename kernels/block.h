@@ -58,13 +58,13 @@ DEVICE u64 block_max(Block &b, u64 x) {
     return x;
 }
 
-// The sum over the threads before this one; and over all of them.
-DEVICE u64 block_prefix(Block &b, u64 x, u64 *total) {
+// The sum over the threads before this one; and over all of them, where that is wanted.
+DEVICE u64 block_prefix(Block &b, u64 x, u64 *total = 0) {
     u64 *words = next_words(b);
     u64 prefix = wave_prefix(x);
     if (lane_index() == WAVE - 1) words[wave_index()] = prefix;
     barrier();
     u64 waves = lane_index() < WAVES ? words[lane_index()] : 0;
-    *total = wave_sum(waves);
+    if (total) *total = wave_sum(waves);
     return wave_sum(lane_index() < wave_index() ? waves : 0) + prefix - x;
 }

@@ -153,9 +153,9 @@ DEVICE Crossing crossing(const List &tokens, u32 count, Candidates &list, Block 
                 }
             }
             barrier();
-            u64 sum = 0, total;
+            u64 sum = 0;
             if (thread_index() < BINS) sum = both_halves(sums, BINS, thread_index());
-            u64 before = above + block_prefix(b, sum, &total);
+            u64 before = above + block_prefix(b, sum);
             if (before <= x && x - before < sum) {
                 list.bin = thread_index();
                 list.above = before;

@@ -8,8 +8,10 @@
 // threads; shares and largest logits are there only then.
 struct Slices {
     u64 before[BLOCK];  // the sum of the runs before the thread's
+    u64 heads[WAVE];    // the same of every so many threads, next to each other
     u64 shares[BLOCK];  // of the row's mass
     float largest[BLOCK];
+    u64 total;
 };
 static_assert(sizeof(Slices) <= CAPACITY * 4, "room where masses will be");
 
@@ -21,7 +23,7 @@ DEVICE u64 sum_slices(Row<T> &row, const Ruler &ruler, bool all) {
     Shared &shared = *row.shared;
     Slices &slices = slices_of(shared);
     u32 t = opaque(thread_index()), run = (shared.slices + BLOCK - 1) / BLOCK;
-    u64 sum = 0, total;
+    u64 sum = 0;
     if (all && run == 1) {
         if (t < shared.slices) sum = share(ruler, row.mine, row.mass);
         slices.shares[t] = sum;
@@ -30,10 +32,15 @@ DEVICE u64 sum_slices(Row<T> &row, const Ruler &ruler, bool all) {
         u32 last = (t + 1) * run < shared.slices ? (t + 1) * run : shared.slices;
         ROLLED for (u32 j = t * run; j < last; j++) sum += all ? share_of(shared, ruler, j) : shared.kept[j];
     }
-    slices.before[t] = block_prefix(row.block, sum, &total);
-    if (all && t == 0) shared.whole = total;
+    u64 before = block_prefix(row.block, sum);
+    slices.before[t] = before;
+    if (t % WAVES == 0) slices.heads[t / WAVES] = before;
+    if (t == BLOCK - 1) {
+        slices.total = before + sum;
+        if (all) shared.whole = before + sum;
+    }
     barrier();
-    return total;
+    return slices.total;
 }
 
 // So many threads draw a token, of whose slice each has four.
@@ -43,7 +50,7 @@ DEVICE u64 sum_slices(Row<T> &row, const Ruler &ruler, bool all) {
 // Draws so many tokens, with a random number each: of all, or of those above `low`. `total` is what sum_slices has found. Has a barrier at the end.
 template <typename T>
 DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws, u64 total, bool all, u64 low, Try *drawn) {
-    const u64 *begins = slices_of(seen).before;
+    const Slices &slices = slices_of(seen);
     u64 *sums = next_words(b);
     static_assert(BLOCK % DRAWING == 0 && WAVES <= WAVE, "threads for each draw, a lane for each wave");
     u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, run = (seen.slices + BLOCK - 1) / BLOCK;
@@ -56,9 +63,9 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
         if (uniform(d < draws)) {
             u64 rest = mul_hi(random[d], total);
             // The last run that does not begin later, first one in so many.
-            u32 at = highest_bit(vote(begins[lane * WAVES] <= rest)) * WAVES;
-            at += highest_bit(vote(lane < WAVES && begins[at + lane % WAVES] <= rest));
-            rest -= begins[at];
+            u32 at = highest_bit(vote(slices.heads[lane] <= rest)) * WAVES;
+            at += highest_bit(vote(lane < WAVES && slices.before[at + lane % WAVES] <= rest));
+            rest -= slices.before[at];
             u32 j = at * run;
             ROLLED for (; run > 1; j++) {
                 u64 mass = all ? share_of(seen, Ruler(seen), j) : seen.kept[j];
@@ -90,14 +97,11 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
                 c += before < target;
             }
             float logit = c == 0 ? z[0] : c == 1 ? z[1] : c == 2 ? z[2] : z[3];
-            u64 key = key_of(logit, first + c), tied[2] = {0, 0};
-            UNROLL for (u32 i = 0; i < 3; i++) {
-                bool ties = i < c && z[i] == logit;
-                tied[BY_COUNT] += ties;
-                tied[BY_MASS] += ties ? unpack_mass(pack_mass((u32)mass[i], shift)) : 0;
-            }
-            u64 own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
-            drawn[d] = {key, logit, key_previous(key), first + c, 0, {tied[0], tied[1]}, {1, own}};
+            u64 key = key_of(logit, first + c), own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
+            // They weigh the same.
+            u32 ties = 0;
+            UNROLL for (u32 i = 0; i < 3; i++) ties += i < c && z[i] == logit;
+            drawn[d] = {key, logit, key_previous(key), first + c, 0, {ties, ties * own}, {1, own}};
         }
         barrier();
     }
@@ -115,7 +119,7 @@ DEVICE u32 draw_one(Row<T> &row, const Ruler &ruler, bool all, u64 low) {
 // The questions in turn, to a list of all tokens above `low`, those that can be kept among them: which is the k-th, which the last of the
 // nucleus, which is drawn? `kept` is the mass above `low`, or 0 if it is not known. False if `low`, an estimate, turns out to be too high.
 template <typename T>
-DEVICE bool draw_from_many(Row<T> &row, bool estimated, u64 low, u64 kept, u32 *id) {
+DEVICE bool draw_from_many(Row<T> &row, bool estimated, u64 low, u64 kept) {
     enum { KTH, NUCLEUS, DRAWN };
     Candidates &list = row.shared->list;
     const RowParams &p = row.shared->params;
@@ -141,7 +145,7 @@ DEVICE bool draw_from_many(Row<T> &row, bool estimated, u64 low, u64 kept, u32 *
         Sequence order = ask == DRAWN ? BY_ID : BY_KEY;
         Weigh weigh = ask == KTH ? BY_COUNT : BY_MASS;
         Crossing found = crossing<1>(list, uniform(list.count), list, row.block, order, weigh, low, bottom, top, x);
-        *id = key_id(found.key);
+        if (ask == DRAWN) write_token(*row.shared, key_id(found.key));
         low = found.key - 1;
         kept = ask == NUCLEUS ? found.through : 0;
     }
@@ -209,9 +213,8 @@ struct alignas(16) Pair {
 #define PAIRS_AT_ONCE 2u
 
 // The same for a list of up to RANKED: each token's place in the order and among ids, by comparing it with all others; then one wave draws.
-// The token is for the first wave.
 template <typename T>
-DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 *id) {
+DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
     Shared &shared = *row.shared;
     Candidates &list = shared.list;
     Ranked &ranked = *(Ranked *)(list.keys + RANKED);
@@ -261,14 +264,16 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 *id) {
         }
     }
     barrier();
-    *id = 0;
-    if (wave_index() > 0) return true;
+    if (wave_index() > 0) {
+        leave();
+        return true;
+    }
     if (few_ids)
-        *id = draw_from_ranked<2, 2>(shared, row.flags, list.keys, ranked, ranks);
+        write_token(shared, draw_from_ranked<2, 2>(shared, row.flags, list.keys, ranked, ranks));
     else if (few_ranks)
-        *id = draw_from_ranked<2, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks);
+        write_token(shared, draw_from_ranked<2, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks));
     else
-        *id = draw_from_ranked<RANKED / WAVE, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks);
+        write_token(shared, draw_from_ranked<RANKED / WAVE, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks));
     return true;
 }
 
@@ -277,11 +282,11 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 *id) {
 
 // The same whatever the list's length.
 template <typename T>
-DEVICE bool draw_from_list(Row<T> &row, bool estimated, u64 low, u64 kept, u32 *id) {
+DEVICE bool draw_from_list(Row<T> &row, bool estimated, u64 low, u64 kept) {
     u32 k = row.shared->params.top_k;
     // Of a list that is long for a small top k, less will do.
     if (row.flags & (BY_SLICES | BY_GROUPS) && !estimated && uniform(row.shared->list.count > k + MORE_THAN_K)) shorten(row, k, key_logit(low));
-    if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, estimated, id);
+    if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, estimated);
     if (!estimated) weigh_list(row);
-    return draw_from_many(row, estimated, low, kept, id);
+    return draw_from_many(row, estimated, low, kept);
 }

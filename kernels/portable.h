@@ -74,6 +74,9 @@ DEVICE u32 opaque(u32 x) {
     asm volatile("" : "+r"(x));
     return x;
 }
+// Nothing follows for this thread. To say so where it is known spares a jump to the kernel's end, over code that nobody has fetched.
+DEVICE void leave() { asm volatile("exit;"); }
+#define HAS_LEAVE
 // Shared memory by an address that is kept in a register. Otherwise the compiler works it out again and again, from a special register for which it waits.
 template <typename T>
 DEVICE T &held(T &x) {
@@ -265,6 +268,10 @@ DEVICE u32 wave_sum(u32 x) {
     for (u32 mask = WAVE / 2; mask; mask /= 2) x += shuffle_xor(x, mask);
     return x;
 }
+#endif
+
+#ifndef HAS_LEAVE
+DEVICE void leave() {}
 #endif
 
 #ifndef HAS_HELD

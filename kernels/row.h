@@ -220,9 +220,11 @@ DEVICE u32 find_equal(Row<T> &row, float value) {
     return j * SLICE + SLICE - found;
 }
 
-// The row's answer.
+// The row's answer, and the last thing that is done.
 DEVICE void write_token(const Shared &shared, u32 id) {
-    if (thread_index()) return;
-    *shared.id = id;
-    *shared.next_position = shared.position + 1;
+    if (thread_index() == 0) {
+        *shared.id = id;
+        *shared.next_position = shared.position + 1;
+    }
+    leave();
 }

@@ -118,10 +118,10 @@ DEVICE float bound_of(Row<T> &row, Ends ends) {
 // Gathers the tokens that can be kept, if they are few. If they may be many, searches for the place below which nothing is kept, by each
 // filter, and draws from what is above. `looked`: others have begun with that.
 template <typename T, bool with_tries>
-DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
+DEVICE void draw_filtered(Row<T> &row, Ends ends, bool looked) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    u32 *room = (u32 *)shared.list.keys, weigh = row.flags & TOP_K ? BY_COUNT : BY_MASS, id;
+    u32 *room = (u32 *)shared.list.keys, weigh = row.flags & TOP_K ? BY_COUNT : BY_MASS;
     static_assert(ROOM_WORDS <= 2 * CAPACITY, "the candidates' room is enough");
     Four<T> four[1];
     // A list of all that can be kept, or of what is above an estimate.
@@ -135,7 +135,7 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         low = below_logit(bound);
         kept = 0;
     }
-    if (listed && uniform(draw_from_list(row, estimated, low, kept, &id))) return id;
+    if (listed && uniform(draw_from_list(row, estimated, low, kept))) return;
     barrier();
     for (;;) {
         bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !(p.flags & TOP_P)));
@@ -178,7 +178,7 @@ DEVICE u32 draw_filtered(Row<T> &row, Ends ends, bool looked) {
         }
         weigh++;
     }
-    return draw_one(row, Ruler(shared), false, shared.low);
+    write_token(shared, draw_one(row, Ruler(shared), false, shared.low));
 }
 
 // The row's random numbers, by threads of the last wave.
@@ -297,7 +297,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     if (with_tries && next == ASK) next = draw_asked(row);
     if (next == DONE) return;
     if (with_tries) ends = begin_to_search(row, next == SEARCH_AFTER_TRIES);
-    write_token(shared, draw_filtered<T, with_tries>(row, ends, after_look && uniform(shared.tally.looked)));
+    draw_filtered<T, with_tries>(row, ends, after_look && uniform(shared.tally.looked));
 }
 
 // No filter that wants it, no token, or no sums yet: `draw` will see.

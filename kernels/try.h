@@ -28,7 +28,8 @@ DEVICE void bound_tries(Shared &shared, u32 flags) {
         Drawn drawn = drawn_of(shared.tried.drawn[d]);
         u64 mass = 0;
         if (uniform(shared.slices <= BLOCK)) {
-            ROLLED for (u32 j = t % DRAWING; j < shared.slices; j += DRAWING) {
+            // Beyond the slices there is -inf.
+            UNROLL for (u32 j = t % DRAWING; j < BLOCK; j += DRAWING) {
                 bool above = slices.largest[j] > threshold_in(drawn, j);
                 mass += above ? slices.shares[j] : 0;
                 count += above;
@@ -148,7 +149,10 @@ DEVICE Next draw_asked(Row<T> &row) {
     barrier();
     if (wave_index() == 0) conclude(shared);
     barrier();
-    if (!uniform(shared.last)) return DONE;
+    if (!uniform(shared.last)) {
+        leave();
+        return DONE;
+    }
     if (uniform(shared.tried.words) != 0) {
         sum_exactly<T>(shared);
         if (wave_index() == 0) {
@@ -186,8 +190,13 @@ DEVICE Next draw_tries(Row<T> &row, const Ruler &ruler, u32 stage) {
     bound_tries(shared, row.flags);
     bool by_groups = stage == TO_BE_BOUNDED && !(row.flags & TOP_K);
     if (by_groups && uniform(shared.tried.words != 0 && halves_tell(shared))) bound_by_groups(shared, row.block);
-    if (uniform(shared.tried.words) == 0) return shared.part ? DONE : draw_kept(shared);
+    if (uniform(shared.tried.words) == 0) {
+        if (!shared.part) return draw_kept(shared);
+        leave();
+        return DONE;
+    }
     if (stage == BY_ITS_BLOCKS) return ASK;
     leave_to_be_asked(shared);
+    leave();
     return DONE;
 }
