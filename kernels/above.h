@@ -64,14 +64,16 @@ DEVICE u32 share_unit(u64 whole) { return highest_bit(whole) + 1 - SHARE_BITS; }
 DEVICE u32 share_about(float sum, u64 whole) { return round_u32(sum * float_of((127 + FRACTION + HEADROOM - share_unit(whole)) << 23)); }
 DEVICE u64 mass_of_share(u32 share, u64 whole) { return (u64)share << share_unit(whole); }
 
-// Lists those groups that reach above a try, of slice `j` and each `step` further on, ASKED_SLICES of them or to the row's end. Has barriers, one at
-// the end.
-DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step) {
+// Lists those groups that reach above a try, of slice `j` and each `step` further on, ASKED_SLICES of them or to the row's end. `again`, if
+// there has been a list. Has barriers, one at the end.
+DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step, bool again) {
     const u32 lanes_of_slice = GROUPS / 8;
-    // After the last list has been read.
-    barrier();
-    if (thread_index() == 0) shared.hits = 0;
-    barrier();
+    if (again) {
+        // After that has been read.
+        barrier();
+        if (thread_index() == 0) shared.hits = 0;
+        barrier();
+    }
     ROLLED for (u32 lane = opaque(thread_index()); lane < ASKED_SLICES * lanes_of_slice; lane += BLOCK) {
         u32 slice = j + lane / lanes_of_slice * step, mask = 0;
         if (slice >= shared.slices) break;
@@ -118,6 +120,7 @@ template <typename T>
 DEVICE void sum_asked(Shared &shared) {
     u32 step = shared.parts;
     Sums &sums = sums_of(shared);
+    bool again = false;
     ROLLED for (u32 weigh = BY_COUNT; weigh <= BY_MASS; weigh++) {
         u32 tries = uniform(shared.tried.words) >> weigh * TRIES & EACH_TRY;
         if (!tries) continue;
@@ -130,7 +133,8 @@ DEVICE void sum_asked(Shared &shared) {
         Drawn down_to = {key_id(lowest), key_logit(lowest), key_previous(lowest)};
         ROLLED for (u32 j = shared.part; j < shared.slices; j += ASKED_SLICES * step) {
             float above[TRIES] = {};
-            list_reached(shared, down_to, j, step);
+            list_reached(shared, down_to, j, step, again);
+            again = true;
             read_listed<T>(shared, j, step, [&](const Four<T> &four, u32 first) {
                 float z[4], weights[4];
                 UNROLL for (u32 c = 0; c < 4; c++) {
@@ -141,7 +145,7 @@ DEVICE void sum_asked(Shared &shared) {
                     if (!(tries >> d & 1)) continue;
                     // Read where it is wanted: registers are short.
                     float threshold = threshold_of_four(drawn_of(drawn[opaque(d)]), first), found = 0.0f;
-                    UNROLL for (u32 c = 0; c < 4; c++) found += z[c] > threshold ? weights[c] : 0.0f;
+                    UNROLL for (u32 c = 0; c < 4; c++) add_if_above(found, z[c], threshold, weights[c]);
                     above[d] += found;
                 }
             });
@@ -166,7 +170,7 @@ DEVICE void sum_exactly(Shared &shared) {
         Drawn drawn = drawn_of(shared.tried.drawn[d]);
         u64 sum = 0;
         ROLLED for (u32 j = 0; j < shared.slices; j += ASKED_SLICES) {
-            list_reached(shared, drawn, j, 1);
+            list_reached(shared, drawn, j, 1, true);
             read_listed<T>(shared, j, 1, [&](const Four<T> &four, u32 first) {
                 SliceScale s = scale_of(shared, first / SLICE);
                 Shift shift = shift_of(s, shared.unit);
@@ -186,15 +190,20 @@ DEVICE void sum_exactly(Shared &shared) {
     barrier();
 }
 
+// A lane's limit, for the try and the sum of which it has the word.
+DEVICE u64 limit_of_lane(const Shared &shared) {
+    u32 lane = opaque(thread_index()) % WAVE, weigh = lane / TRIES % 2;
+    u64 limit = limit_of(shared.params, shared.whole, weigh), tied = shared.tried.drawn[lane % TRIES].tied[weigh];
+    return limit > tied ? limit - tied : 0;
+}
+
 // What is `above` the tries that are asked for, or within the margin of that: leaves the first that is kept, and what is to be summed exactly of those
 // before it. One wave's, a lane for each word.
-DEVICE void judge_tries(Shared &shared, u64 above, u64 margin) {
+DEVICE void judge_tries(Shared &shared, u64 above, u64 limit, u64 margin) {
     u32 lane = opaque(thread_index()) % WAVE, weigh = lane / TRIES % 2;
     u32 words = uniform(shared.tried.words), tries = (words | words >> TRIES) & EACH_TRY, kept = uniform(shared.tried.kept);
     bool asked = lane < WORDS && words >> lane % WORDS & 1;
-    u64 limit = limit_of(shared.params, shared.whole, weigh);
     if (weigh == BY_COUNT) margin = 0;
-    above += shared.tried.drawn[lane % TRIES].tied[weigh];
     u32 over = (u32)vote(asked && above >= limit + margin), unsure = (u32)vote(asked && above < limit + margin && above + margin >= limit);
     over = (over | over >> TRIES) & EACH_TRY;
     unsure &= ~(over | over << TRIES);
@@ -232,8 +241,9 @@ DEVICE void conclude(Shared &shared) {
     more &= more - 1;
     u32 lane = opaque(thread_index()) % WAVE, mine = lane % WORDS, found = 0;
     bool asked = lane < WORDS && words >> mine & 1, counts = mine / TRIES == BY_COUNT, last = parts == 1;
-    ROLLED for (u32 wave = lane / WORDS; wave < WAVES; wave += WAVE / WORDS) found += words >> mine & 1 ? sums.about[mine][wave] : 0;
-    ROLLED for (u32 mask = WORDS; mask < WAVE; mask *= 2) found += shuffle_xor(found, mask);
+    UNROLL for (u32 wave = lane / WORDS; wave < WAVES; wave += WAVE / WORDS) found += words >> mine & 1 ? sums.about[mine][wave] : 0;
+    UNROLL for (u32 mask = WORDS; mask < WAVE; mask *= 2) found += shuffle_xor(found, mask);
+    u64 limit;
     if (parts > 1) {
         GLOBAL u64 *all = shared.wide->tally.above[0];
         bool alone = asked && more >> mine & 1;
@@ -241,23 +251,24 @@ DEVICE void conclude(Shared &shared) {
         // Who counts comes after these have arrived, as their answers show.
         if (more) others = vote(alone && atomic_add_on_device((u64 *)all + mine, (u64)found) >> 63);
         u32 narrow = counts ? found : narrow_share(found), high = wave_max(lane == second ? narrow : 0);
-        u64 both = 0;
-        if (lane == first) {
-            both = narrow | (u64)high << TOGETHER_BITS;
-            u64 before = atomic_add_on_device((u64 *)all + mine, both | (u64)(others == 0) << 2 * TOGETHER_BITS);
-            last = before >> 2 * TOGETHER_BITS == parts - 1;
-            both += before;
-        }
-        last = vote(last) != 0;
+        u64 both = narrow | (u64)high << TOGETHER_BITS, before = 0;
+        if (lane == first) before = atomic_add_on_device((u64 *)all + mine, both | (u64)(others == 0) << 2 * TOGETHER_BITS);
+        // While that is waited for.
+        limit = limit_of_lane(shared);
+        limit = (u64)opaque((u32)(limit >> 32)) << 32 | opaque((u32)limit);
+        last = vote(lane == first && before >> 2 * TOGETHER_BITS == parts - 1) != 0;
         if (last) {
             const u32 bits = (1u << TOGETHER_BITS) - 1;
+            both += before;
             high = wave_max(lane == first ? (u32)(both >> TOGETHER_BITS) & bits : 0);
             narrow = lane == first ? (u32)both & bits : high;
             found = counts ? narrow : narrow << DROPPED;
             if (alone) found = (u32)atomic_add_on_device((u64 *)all + mine, (u64)0);
         }
+    } else {
+        limit = limit_of_lane(shared);
     }
     if (lane == 0) shared.last = last;
     if (!last) return;
-    judge_tries(shared, counts ? found : mass_of_share(found, shared.whole), margin_of(shared));
+    judge_tries(shared, counts ? found : mass_of_share(found, shared.whole), limit, margin_of(shared));
 }

@@ -3,13 +3,13 @@
 #pragma once
 #include "row.h"
 
-// Before a row is gathered: nothing is counted yet.
+// Before a row is gathered, or asked for: nothing is counted yet.
 DEVICE void begin_to_gather(Shared &shared) {
     u32 t = opaque(thread_index());
     if (t < BINS) shared.list.masses[t] = 0;
     // draw_by_rank compares with more than there are.
     if (t < RANKED) shared.list.keys[t] = 0;
-    if (t == 0) shared.slice_count = shared.list.count = 0;
+    if (t == 0) shared.slice_count = shared.list.count = shared.hits = 0;
 }
 
 // How the slices' largest logits, from `most` to `least`, are divided into bins. A bin's width is a power of two, too, so that the logit at its end

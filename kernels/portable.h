@@ -105,6 +105,20 @@ DEVICE float exp2_about(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// Two instructions, where to add a choice of zero takes three.
+DEVICE void add_if_above(float &sum, float x, float limit, float weight) {
+    asm("{ .reg .pred above;\n"
+        "setp.gt.f32 above, %1, %2; @above add.f32 %0, %0, %3; }"
+        : "+f"(sum)
+        : "f"(x), "f"(limit), "f"(weight));
+}
+DEVICE void add_if_not_above(float &sum, float x, float limit, float weight) {
+    asm("{ .reg .pred above;\n"
+        "setp.gt.f32 above, %1, %2; @!above add.f32 %0, %0, %3; }"
+        : "+f"(sum)
+        : "f"(x), "f"(limit), "f"(weight));
+}
+#define HAS_ADD_IF_ABOVE
 // Reads what is more than the cache holds: there it takes the place of what was so read before, not of the rest, which is still to be read, nor of what
 // others have left.
 DEVICE void read_once(const u32 *from, u32 (&to)[2]) {
@@ -290,6 +304,11 @@ DEVICE void count_larger(u64 a, u64 b, u32 *all, u32 *lower) {
     *all -= a > b;
     *lower -= (u32)a > (u32)b;
 }
+#endif
+
+#ifndef HAS_ADD_IF_ABOVE
+DEVICE void add_if_above(float &sum, float x, float limit, float weight) { sum += x > limit ? weight : 0.0f; }
+DEVICE void add_if_not_above(float &sum, float x, float limit, float weight) { sum += x > limit ? 0.0f : weight; }
 #endif
 
 #ifndef HAS_HALF_NOT_BELOW

@@ -100,8 +100,8 @@ DEVICE void bound_by_groups(Shared &shared, Block &b) {
                 float threshold = threshold_in(drawn, j), up = half_to_float(half_not_below(drawn.logit)), not_above = 0.0f, is_above = 0.0f;
                 UNROLL for (u32 c = 0; c < 8; c++) {
                     float most = widen(eight[q].x[c]);
-                    not_above += most > threshold ? 0.0f : weights[c];
-                    is_above += most > up ? weights[c] : 0.0f;
+                    add_if_not_above(not_above, most, threshold, weights[c]);
+                    add_if_above(is_above, most, up, weights[c]);
                 }
                 below[d] += slice > threshold ? not_above : 0.0f;
                 above[d] += slice > threshold ? is_above : 0.0f;
@@ -159,7 +159,7 @@ DEVICE Next draw_asked(Row<T> &row) {
             u32 mine = opaque(thread_index()) % TRIES;
             u64 above = 0;
             ROLLED for (u32 wave = 0; wave < WAVES; wave++) above += sums_of(shared).exact[mine][wave];
-            judge_tries(shared, above, 0);
+            judge_tries(shared, above, limit_of_lane(shared), 0);
         }
         barrier();
     }
