@@ -190,6 +190,14 @@ DEVICE void sum_exactly(Shared &shared) {
     barrier();
 }
 
+// What the waves have found, of the word that a lane has.
+DEVICE u32 sum_of_waves(const Sums &sums) {
+    u32 lane = opaque(thread_index()) % WAVE, found = 0;
+    UNROLL for (u32 wave = lane / WORDS; wave < WAVES; wave += WAVE / WORDS) found += sums.about[lane % WORDS][wave];
+    UNROLL for (u32 mask = WORDS; mask < WAVE; mask *= 2) found += shuffle_xor(found, mask);
+    return found;
+}
+
 // A lane's limit, for the try and the sum of which it has the word.
 DEVICE u64 limit_of_lane(const Shared &shared) {
     u32 lane = opaque(thread_index()) % WAVE, weigh = lane / TRIES % 2;
@@ -239,10 +247,8 @@ DEVICE void conclude(Shared &shared) {
     u32 words = uniform(shared.tried.words), parts = uniform(shared.parts), more = words & (words - 1);
     u32 first = lowest_bit(words), second = more ? lowest_bit(more) : WAVE;
     more &= more - 1;
-    u32 lane = opaque(thread_index()) % WAVE, mine = lane % WORDS, found = 0;
+    u32 lane = opaque(thread_index()) % WAVE, mine = lane % WORDS, found = sum_of_waves(sums);
     bool asked = lane < WORDS && words >> mine & 1, counts = mine / TRIES == BY_COUNT, last = parts == 1;
-    UNROLL for (u32 wave = lane / WORDS; wave < WAVES; wave += WAVE / WORDS) found += words >> mine & 1 ? sums.about[mine][wave] : 0;
-    UNROLL for (u32 mask = WORDS; mask < WAVE; mask *= 2) found += shuffle_xor(found, mask);
     u64 limit;
     if (parts > 1) {
         GLOBAL u64 *all = shared.wide->tally.above[0];

@@ -4,15 +4,16 @@
 #include "read.h"
 #include "row.h"
 
-// What draws need of the slices, where the masses of candidates will be. Each thread has a run of slices, of one if there are no more slices than
-// threads; shares and largest logits are there only then.
+// What draws need of the slices, where the masses of candidates will be. They are divided into runs, of one slice each if there are no more than SLOTS;
+// shares and largest logits are there only then.
 struct Slices {
-    u64 before[BLOCK];  // the sum of the runs before the thread's
-    u64 heads[WAVE];    // the same of every so many threads, next to each other
-    u64 shares[BLOCK];  // of the row's mass
-    float largest[BLOCK];
+    u64 before[SLOTS];  // the sum of the runs before this one
+    u64 heads[WAVE];    // the same of every so many runs, next to each other
+    u64 shares[SLOTS];  // of the row's mass
+    float largest[SLOTS];
     u64 total;
 };
+#define RUNS_OF_HEAD (SLOTS / WAVE)
 static_assert(sizeof(Slices) <= CAPACITY * 4, "room where masses will be");
 
 DEVICE Slices &slices_of(Shared &shared) { return *(Slices *)shared.list.masses; }
@@ -22,22 +23,31 @@ template <typename T>
 DEVICE u64 sum_slices(Row<T> &row, const Ruler &ruler, bool all) {
     Shared &shared = *row.shared;
     Slices &slices = slices_of(shared);
-    u32 t = opaque(thread_index()), run = (shared.slices + BLOCK - 1) / BLOCK;
-    u64 sum = 0;
-    if (all && run == 1) {
-        if (t < shared.slices) sum = share(ruler, row.mine, row.mass);
-        slices.shares[t] = sum;
-        slices.largest[t] = row.mine;
-    } else {
-        u32 last = (t + 1) * run < shared.slices ? (t + 1) * run : shared.slices;
-        ROLLED for (u32 j = t * run; j < last; j++) sum += all ? share_of(shared, ruler, j) : shared.kept[j];
+    u32 t = opaque(thread_index()), run = (shared.slices + SLOTS - 1) / SLOTS;
+    u64 sums[EACH], before[EACH];
+    UNROLL for (u32 e = 0; e < EACH; e++) {
+        u32 i = e * BLOCK + t;
+        u64 sum = 0;
+        if (all && run == 1) {
+            sum = share(ruler, row.mine.largest[e], row.mine.mass[e]);
+            slices.shares[i] = sum;
+            slices.largest[i] = row.mine.largest[e];
+        } else {
+            u32 last = (i + 1) * run < shared.slices ? (i + 1) * run : shared.slices;
+            ROLLED for (u32 j = i * run; j < last; j++) sum += all ? share_of(shared, ruler, j) : shared.kept[j];
+        }
+        sums[e] = before[e] = sum;
     }
-    u64 before = block_prefix(row.block, sum);
-    slices.before[t] = before;
-    if (t % WAVES == 0) slices.heads[t / WAVES] = before;
+    block_prefixes<EACH>(row.block, before);
+    UNROLL for (u32 e = 0; e < EACH; e++) {
+        u32 i = e * BLOCK + t;
+        slices.before[i] = before[e];
+        if (i % RUNS_OF_HEAD == 0) slices.heads[i / RUNS_OF_HEAD] = before[e];
+    }
     if (t == BLOCK - 1) {
-        slices.total = before + sum;
-        if (all) shared.whole = before + sum;
+        u64 total = before[EACH - 1] + sums[EACH - 1];
+        slices.total = total;
+        if (all) shared.whole = total;
     }
     barrier();
     return slices.total;
@@ -53,7 +63,7 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
     const Slices &slices = slices_of(seen);
     u64 *sums = next_words(b);
     static_assert(BLOCK % DRAWING == 0 && WAVES <= WAVE, "threads for each draw, a lane for each wave");
-    u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, run = (seen.slices + BLOCK - 1) / BLOCK;
+    u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, run = (seen.slices + SLOTS - 1) / SLOTS;
     // As many at once as there are threads for.
     ROLLED for (u32 begin = 0; begin < draws; begin += BLOCK / DRAWING) {
         u32 d = begin + t / DRAWING, first = 0;
@@ -63,8 +73,8 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
         if (uniform(d < draws)) {
             u64 rest = mul_hi(random[d], total);
             // The last run that does not begin later, first one in so many.
-            u32 at = highest_bit(vote(slices.heads[lane] <= rest)) * WAVES;
-            at += highest_bit(vote(lane < WAVES && slices.before[at + lane % WAVES] <= rest));
+            u32 at = highest_bit(vote(slices.heads[lane] <= rest)) * RUNS_OF_HEAD;
+            at += highest_bit(vote(lane < RUNS_OF_HEAD && slices.before[at + lane % RUNS_OF_HEAD] <= rest));
             rest -= slices.before[at];
             u32 j = at * run;
             ROLLED for (; run > 1; j++) {

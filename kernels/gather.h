@@ -66,7 +66,7 @@ template <typename T>
 DEVICE void leave_shares(const Row<T> &row, float row_max) {
     if (!(row.flags & MASS)) return;
     Ruler ruler = ruler_from(row.shared->params, row_max);
-    u64 sum = wave_sum(shares_of_thread(*row.shared, ruler, row.mine, row.mass));
+    u64 sum = wave_sum(shares_of_thread(*row.shared, ruler, row.mine));
     if (lane_index() == 0) row.shared->shares[wave_index()] = sum;
 }
 

@@ -138,14 +138,37 @@ struct Shared : Seen {
     float bound;
 };
 
+// A thread's slices, one of every BLOCK: their largest logits, -inf where there is no slice, and masses.
+struct Mine {
+    float largest[EACH];
+    u64 mass[EACH];
+};
+
+DEVICE Mine mine_of(const float *largest, const u64 *mass, u32 slices) {
+    Mine mine;
+    UNROLL for (u32 e = 0; e < EACH; e++) {
+        u32 j = e * BLOCK + thread_index();
+        mine.largest[e] = j < slices ? largest[j] : NEG_INF;
+        mine.mass[e] = j < slices ? mass[j] : 0;
+    }
+    return mine;
+}
+
+// The largest logit of one of the thread's slices, or of those further on.
+template <typename P>
+DEVICE float largest_of_mine(const Mine &mine, P largest, u32 j) {
+    float most = mine.largest[0];
+    UNROLL for (u32 e = 1; e < EACH; e++) most = j < e * BLOCK ? most : mine.largest[e];
+    return j < SLOTS ? most : largest[j];
+}
+
 // What a thread holds of it; the rest is in shared memory, because registers are short.
 template <typename T>
 struct Row {
     Shared *shared;
     Block block;
-    u32 flags;   // of its parameters
-    float mine;  // the largest of slice thread_index(), -inf if there is none
-    u64 mass;    // its mass
+    u32 flags;  // of its parameters
+    Mine mine;
 };
 
 template <typename T>
@@ -161,7 +184,7 @@ DEVICE SliceScale scale_of(const Seen &seen, u32 j) { return slice_scale(seen.sc
 
 template <typename T>
 DEVICE float largest_of_slice(const Row<T> &row, u32 j) {
-    return j < BLOCK ? row.mine : row.shared->largest[j];
+    return largest_of_mine(row.mine, row.shared->largest, j);
 }
 
 DEVICE u32 packed_mass(const Seen &seen, u64 key) {
@@ -189,10 +212,11 @@ DEVICE u64 share(const Ruler &ruler, float largest, u64 mass) {
 
 DEVICE u64 share_of(const Seen &seen, const Ruler &ruler, u32 j) { return share(ruler, seen.largest[j], seen.mass[j]); }
 
-// The shares of every so many slices, from thread_index() on, of which the largest logit and the mass are known, if there is such a slice.
-DEVICE u64 shares_of_thread(const Seen &seen, const Ruler &ruler, float largest, u64 mass) {
-    u64 sum = share(ruler, largest, mass);
-    ROLLED for (u32 j = thread_index() + BLOCK; j < seen.slices; j += BLOCK) sum += share_of(seen, ruler, j);
+// The shares of a thread's slices, and of those further on.
+DEVICE u64 shares_of_thread(const Seen &seen, const Ruler &ruler, const Mine &mine) {
+    u64 sum = 0;
+    UNROLL for (u32 e = 0; e < EACH; e++) sum += share(ruler, mine.largest[e], mine.mass[e]);
+    ROLLED for (u32 j = thread_index() + SLOTS; j < seen.slices; j += BLOCK) sum += share_of(seen, ruler, j);
     return sum;
 }
 

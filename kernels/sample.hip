@@ -54,10 +54,10 @@ struct Ends {
     float most, least;
 };
 
-DEVICE Ends ends_of(float mine, const float *largest, u32 slices, Block &b) {
+DEVICE Ends ends_of(const Mine &mine, const float *largest, u32 slices, Block &b) {
     u32 ends[2] = {0, 0};
     ROLLED for (u32 j = thread_index(); j < slices; j += BLOCK) {
-        float most = j < BLOCK ? mine : largest[j];
+        float most = largest_of_mine(mine, largest, j);
         u32 rank = most != most ? 0xffffffffu : rank_of(most), below = most > NEG_INF ? ~rank : 0;
         ends[0] = rank > ends[0] ? rank : ends[0];
         ends[1] = below > ends[1] ? below : ends[1];
@@ -203,7 +203,7 @@ DEVICE Ends begin_to_search(Row<T> &row, bool after_tries) {
     }
     u32 t = opaque(thread_index());
     row.flags = uniform(shared.params.flags);
-    row.mine = t < shared.slices ? shared.largest[t] : NEG_INF;
+    row.mine = mine_of((const float *)shared.largest, (const u64 *)shared.mass, shared.slices);
     return {key_logit(shared.top), shared.least_slice};
 }
 
@@ -228,7 +228,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
         barrier();
         if (thread_index() == 0) shared.parts = 1;
         sum_again(row);
-        row.mass = thread_index() < shared.slices ? shared.mass[thread_index()] : 0;
+        row.mine = mine_of((const float *)shared.largest, (const u64 *)shared.mass, shared.slices);
     }
     if (with_tries && row.flags & TRIED) return draw_tries(row, ruler, stage);
     if (is_unfiltered(row.flags)) {
@@ -237,7 +237,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
     }
     // Otherwise it is summed while the k-th slice is sought.
     if (!(row.flags & (BY_SLICES | BY_GROUPS))) {
-        u64 whole = block_sum(row.block, shares_of_thread(shared, ruler, row.mine, row.mass));
+        u64 whole = block_sum(row.block, shares_of_thread(shared, ruler, row.mine));
         if (thread_index() == 0) shared.whole = whole;
     }
     return SEARCH;
@@ -263,11 +263,8 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         place_row(shared, BLOCK - 1 - WAVE, index, logits, stride, vocab, largest, groups, mass, kept, wide);
     }
     // All that is asked for at first is asked for before anything waits.
-    Row<T> row = {&shared, {&shared.scratch, 0}, uniform(params[index].flags), NEG_INF, 0};
-    if (!asks && t < slices) {
-        row.mine = largest[(u64)index * slices + t];
-        row.mass = mass[(u64)index * slices + t];
-    }
+    const float *largest_of_row = largest + (u64)index * slices;
+    Row<T> row = {&shared, {&shared.scratch, 0}, uniform(params[index].flags), mine_of(largest_of_row, mass + (u64)index * slices, asks ? 0 : slices)};
     u64 position = t == BLOCK - 1 ? positions[index] : 0;
     copy_params(shared, params, index);
     GLOBAL Wide *mine = wide_of(wide, index);
@@ -290,7 +287,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }
     Ends ends = {0.0f, 0.0f};
     // Has a barrier, too.
-    if (!asks) ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest + (u64)index * slices, slices, row.block);
+    if (!asks) ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest_of_row, slices, row.block);
     // What nobody needs at once is left to waves that may have no slices, while others go on.
     draw_random(shared, row.flags, shared.position);
     Next next = asks ? ASK : looked ? SEARCH : draw_at_once<T, with_tries>(row, ends, stage);
@@ -322,8 +319,8 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     GLOBAL Wide *mine = wide_of(wide, index);
     if (!all_rows && !wants_look(uniform(params[index].flags))) return nothing_to_look_for(mine);
     // Asked for before anything is known, lest it be waited for one after the other.
-    float my_largest = t < slices ? largest[(u64)index * slices + t] : NEG_INF;
-    u64 my_mass = t < slices ? mass[(u64)index * slices + t] : 0;
+    const float *largest_of_row = largest + (u64)index * slices;
+    Mine of_thread = mine_of(largest_of_row, mass + (u64)index * slices, slices);
     u32 step = sample_step(vocab);
     Four<T> sample[SAMPLE_AT_ONCE];
     read_sample<SAMPLE_AT_ONCE>(sample, logits + index * stride, vocab, sample_first(logits + index * stride, step), sample_stride(step));
@@ -331,13 +328,13 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     copy_params(seen, params, index);
     // The sample's bins.
     ROLLED for (u32 i = opaque(t); i < SAMPLE_BINS; i += BLOCK) room[i] = 0;
-    Ends ends = ends_of(my_largest, largest + (u64)index * slices, slices, block);
+    Ends ends = ends_of(of_thread, largest_of_row, slices, block);
     const RowParams &p = seen.params;
     bool looks = has_token(ends) && ends.most < POS_INF && measured_from({0.0f, p.scale, p.inverse}, ends.most).base == 0.0f;
     if (!uniform(looks)) return nothing_to_look_for(mine);
     if (t == 0) measure(seen, ends);
     barrier();
-    u64 whole = uniform(p.flags) & MASS ? block_sum(block, shares_of_thread(seen, Ruler(seen), my_largest, my_mass)) : 0;
+    u64 whole = uniform(p.flags) & MASS ? block_sum(block, shares_of_thread(seen, Ruler(seen), of_thread)) : 0;
     if (t == 0) {
         seen.whole = whole;
         begin(seen, p, BY_COUNT, LOWEST_KEY, whole);

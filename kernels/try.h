@@ -27,9 +27,9 @@ DEVICE void bound_tries(Shared &shared, u32 flags) {
         u32 count = 0;
         Drawn drawn = drawn_of(shared.tried.drawn[d]);
         u64 mass = 0;
-        if (uniform(shared.slices <= BLOCK)) {
+        if (uniform(shared.slices <= SLOTS)) {
             // Beyond the slices there is -inf.
-            UNROLL for (u32 j = t % DRAWING; j < BLOCK; j += DRAWING) {
+            UNROLL for (u32 j = t % DRAWING; j < SLOTS; j += DRAWING) {
                 bool above = slices.largest[j] > threshold_in(drawn, j);
                 mass += above ? slices.shares[j] : 0;
                 count += above;
@@ -75,9 +75,9 @@ DEVICE bool halves_tell(const Seen &seen) {
 // What the groups' largest logits tell of the tries whose mass is in doubt: of the slices that reach above a try, at least the largest tokens of
 // those groups that do not are not above it, and the largest of those that do are. They are bounds, so a little error does no harm. For rows
 // without top-k of which halves tell. Has a barrier at the end.
-DEVICE void bound_by_groups(Shared &shared, Block &b) {
+DEVICE void bound_by_groups(Shared &shared) {
     const u32 lanes_of_slice = GROUPS / 8;
-    const Sums &sums = sums_of(shared);
+    Sums &sums = sums_of(shared);
     u32 asked = uniform(shared.tried.words) >> BY_MASS * TRIES, kept = uniform(shared.tried.kept), lanes = shared.slices * lanes_of_slice;
     u64 whole = shared.whole;
     About about = about_of(shared);
@@ -108,24 +108,28 @@ DEVICE void bound_by_groups(Shared &shared, Block &b) {
             }
         }
     }
-    u64 margin = margin_of(shared), limit = nucleus_limit(shared.params.top_p, whole);
-    u32 words = 0;
+    // A lane has a word: of each try, what is not above it, and then what is.
+    u32 lane = opaque(thread_index()) % WAVE, word = lane % WORDS, shares = 0;
     UNROLL for (u32 d = 0; d < TRIES; d++) {
-        if (!(asked >> d & 1) || kept < d) continue;
-        u32 shares[2] = {share_about(below[d], whole), share_about(above[d], whole)};
-        block_sums<2>(b, shares);
-        u64 least = mass_of_share(shares[1], whole), not_above = mass_of_share(shares[0], whole), most = 0;
+        u32 not_above = wave_sum(share_about(below[d], whole)), is_above = wave_sum(share_about(above[d], whole));
+        shares = word == d ? not_above : word == TRIES + d ? is_above : shares;
+    }
+    if (lane < WORDS) sums.about[word][wave_index()] = shares;
+    barrier();
+    if (wave_index() == 0) {
+        u64 not_above = mass_of_share(sum_of_waves(sums), whole), least = shuffle_xor_u64(not_above, TRIES), most = 0;
+        u64 margin = margin_of(shared), limit = nucleus_limit(shared.params.top_p, whole);
+        u32 d = lane % TRIES;
         UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) most += sums.bounds[BY_MASS * TRIES + d][i];
         most -= shared.tried.drawn[d].own[BY_MASS];
-        if (least >= limit + margin) continue;
-        if (most + margin - (not_above < most ? not_above : most) < limit)
-            kept = d;
-        else
-            words |= 1u << (BY_MASS * TRIES + d);
-    }
-    if (opaque(thread_index()) == 0) {
-        shared.tried.words = words;
-        shared.tried.kept = kept;
+        bool open = lane < TRIES && asked >> d & 1 && least < limit + margin;
+        bool surely = most + margin - (not_above < most ? not_above : most) < limit;
+        kept = lowest_bit(vote(open && surely) | 1u << kept);
+        u32 unsure = (u32)vote(open && !surely) & ((1u << kept) - 1);
+        if (lane == 0) {
+            shared.tried.words = unsure << (BY_MASS * TRIES);
+            shared.tried.kept = kept;
+        }
     }
     barrier();
 }
@@ -189,7 +193,7 @@ DEVICE Next draw_tries(Row<T> &row, const Ruler &ruler, u32 stage) {
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
     bound_tries(shared, row.flags);
     bool by_groups = stage == TO_BE_BOUNDED && !(row.flags & TOP_K);
-    if (by_groups && uniform(shared.tried.words != 0 && halves_tell(shared))) bound_by_groups(shared, row.block);
+    if (by_groups && uniform(shared.tried.words != 0 && halves_tell(shared))) bound_by_groups(shared);
     if (uniform(shared.tried.words) == 0) {
         if (!shared.part) return draw_kept(shared);
         leave();
