@@ -93,7 +93,7 @@ DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step, bool agai
 // Fours of tokens that a lane waits for together.
 #define FOURS_ASKED 2u
 
-// Reads the listed groups and gives `use` each lane's tokens, four at a time, with the id of their first.
+// Reads the listed groups and gives `use` each lane's tokens, FOURS_ASKED fours at a time or fewer, with the ids of their first.
 template <typename T, typename F>
 DEVICE void read_listed(Shared &shared, u32 j, u32 step, F use) {
     const u16 *groups = sums_of(shared).groups;
@@ -107,10 +107,7 @@ DEVICE void read_listed(Shared &shared, u32 j, u32 step, F use) {
             ids[q] = (j + group / GROUPS * step) * SLICE + group % GROUPS * GROUP + mine % 4 * 4;
         }
         read_fours<FOURS_ASKED>((const T *)shared.logits, shared.vocab, ids, four);
-        UNROLL for (u32 q = 0; q < FOURS_ASKED; q++) {
-            if (start + q * BLOCK / 4 >= count) break;
-            use(four[q], ids[q]);
-        }
+        use(four, ids, (count - start + BLOCK / 4 - 1) / (BLOCK / 4));
     }
 }
 
@@ -135,18 +132,22 @@ DEVICE void sum_asked(Shared &shared) {
             float above[TRIES] = {};
             list_reached(shared, down_to, j, step, again);
             again = true;
-            read_listed<T>(shared, j, step, [&](const Four<T> &four, u32 first) {
-                float z[4], weights[4];
-                UNROLL for (u32 c = 0; c < 4; c++) {
-                    z[c] = token_of(four, c);
-                    weights[c] = weigh == BY_COUNT ? 1.0f : weight_about(about_of(shared), z[c]);
+            read_listed<T>(shared, j, step, [&](const Four<T> *four, const u32 *ids, u32 fours) {
+                float weights[FOURS_ASKED][4];
+                UNROLL for (u32 q = 0; q < FOURS_ASKED; q++) {
+                    if (q >= fours) break;
+                    UNROLL for (u32 c = 0; c < 4; c++) weights[q][c] = weigh == BY_COUNT ? 1.0f : weight_about(about_of(shared), token_of(four[q], c));
                 }
                 UNROLL for (u32 d = 0; d < TRIES; d++) {
                     if (!(tries >> d & 1)) continue;
                     // Read where it is wanted: registers are short.
-                    float threshold = threshold_of_four(drawn_of(drawn[opaque(d)]), first), found = 0.0f;
-                    UNROLL for (u32 c = 0; c < 4; c++) add_if_above(found, z[c], threshold, weights[c]);
-                    above[d] += found;
+                    Drawn place = drawn_of(drawn[opaque(d)]);
+                    UNROLL for (u32 q = 0; q < FOURS_ASKED; q++) {
+                        if (q >= fours) break;
+                        float threshold = threshold_of_four(place, ids[q]), found = 0.0f;
+                        UNROLL for (u32 c = 0; c < 4; c++) add_if_above(found, token_of(four[q], c), threshold, weights[q][c]);
+                        above[d] += found;
+                    }
                 }
             });
             // A lane has the sum above each.
@@ -171,17 +172,20 @@ DEVICE void sum_exactly(Shared &shared) {
         u64 sum = 0;
         ROLLED for (u32 j = 0; j < shared.slices; j += ASKED_SLICES) {
             list_reached(shared, drawn, j, 1, true);
-            read_listed<T>(shared, j, 1, [&](const Four<T> &four, u32 first) {
-                SliceScale s = scale_of(shared, first / SLICE);
-                Shift shift = shift_of(s, shared.unit);
-                float threshold = threshold_of_four(drawn, first);
-                u32 found = 0;
-                UNROLL for (u32 c = 0; c < 4; c++) {
-                    float z = token_of(four, c);
-                    // Where a slice reaches above a token that was drawn, it has mass.
-                    found += z > threshold ? weight(s, z) >> shift.right : 0;
+            read_listed<T>(shared, j, 1, [&](const Four<T> *four, const u32 *ids, u32 fours) {
+                UNROLL for (u32 q = 0; q < FOURS_ASKED; q++) {
+                    if (q >= fours) break;
+                    SliceScale s = scale_of(shared, ids[q] / SLICE);
+                    Shift shift = shift_of(s, shared.unit);
+                    float threshold = threshold_of_four(drawn, ids[q]);
+                    u32 found = 0;
+                    UNROLL for (u32 c = 0; c < 4; c++) {
+                        float z = token_of(four[q], c);
+                        // Where a slice reaches above a token that was drawn, it has mass.
+                        found += z > threshold ? weight(s, z) >> shift.right : 0;
+                    }
+                    sum += (u64)found << shift.left;
                 }
-                sum += (u64)found << shift.left;
             });
         }
         sum = wave_sum(sum);
