@@ -201,7 +201,6 @@ DEVICE Ends begin_to_search(Row<T> &row, bool after_tries) {
         begin_to_gather(shared);
         barrier();
     }
-    u32 t = opaque(thread_index());
     row.flags = uniform(shared.params.flags);
     row.mine = mine_of((const float *)shared.largest, (const u64 *)shared.mass, shared.slices);
     return {key_logit(shared.top), shared.least_slice};
