@@ -136,7 +136,8 @@ DEVICE void sum_asked(Shared &shared) {
                 float weights[FOURS_ASKED][4];
                 UNROLL for (u32 q = 0; q < FOURS_ASKED; q++) {
                     if (q >= fours) break;
-                    UNROLL for (u32 c = 0; c < 4; c++) weights[q][c] = weigh == BY_COUNT ? 1.0f : weight_about(about_of(shared), token_of(four[q], c));
+                    UNROLL for (u32 c = 0; c < 4; c++)
+                        weights[q][c] = weigh == BY_COUNT ? 1.0f : weight_about(about_of(shared), token_of(four[q], c));
                 }
                 UNROLL for (u32 d = 0; d < TRIES; d++) {
                     if (!(tries >> d & 1)) continue;

@@ -4,8 +4,8 @@
 #include "read.h"
 #include "row.h"
 
-// What draws need of the slices, where the masses of candidates will be. They are divided into runs, of one slice each if there are no more than SLOTS;
-// shares and largest logits are there only then.
+// What draws need of the slices, where the masses of candidates will be. They are divided into runs, of one slice each if there are no more than
+// SLOTS; shares and largest logits are there only then.
 struct Slices {
     u64 before[SLOTS];  // the sum of the runs before this one
     u64 heads[WAVE];    // the same of every so many runs, next to each other
@@ -72,7 +72,8 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
         u64 mass[4] = {}, sum = 0, target = 0, before = 0;
         if (uniform(d < draws)) {
             u64 rest = mul_hi(random[d], total);
-            // The last run that does not begin later, first one in so many.
+            // The last run that does not begin later: first among the heads, which are apart because threads that read one in so many would all
+            // read the same bank.
             u32 at = highest_bit(vote(slices.heads[lane] <= rest)) * RUNS_OF_HEAD;
             at += highest_bit(vote(lane < RUNS_OF_HEAD && slices.before[at + lane % RUNS_OF_HEAD] <= rest));
             rest -= slices.before[at];
@@ -107,8 +108,9 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
                 c += before < target;
             }
             float logit = c == 0 ? z[0] : c == 1 ? z[1] : c == 2 ? z[2] : z[3];
-            u64 key = key_of(logit, first + c), own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
-            // They weigh the same.
+            u64 key = key_of(logit, first + c);
+            u64 own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
+            // Those weigh the same.
             u32 ties = 0;
             UNROLL for (u32 i = 0; i < 3; i++) ties += i < c && z[i] == logit;
             drawn[d] = {key, logit, key_previous(key), first + c, 0, {ties, ties * own}, {1, own}};

@@ -77,7 +77,8 @@ DEVICE u32 opaque(u32 x) {
 // Nothing follows for this thread. To say so where it is known spares a jump to the kernel's end, over code that nobody has fetched.
 DEVICE void leave() { asm volatile("exit;"); }
 #define HAS_LEAVE
-// Shared memory by an address that is kept in a register. Otherwise the compiler works it out again and again, from a special register for which it waits.
+// Shared memory by an address that is kept in a register. Otherwise the compiler works it out again and again, from a special register for which it
+// waits.
 template <typename T>
 DEVICE T &held(T &x) {
     return *(T *)__cvta_shared_to_generic(opaque((u32)__cvta_generic_to_shared(&x)));

@@ -263,7 +263,8 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }
     // All that is asked for at first is asked for before anything waits.
     const float *largest_of_row = largest + (u64)index * slices;
-    Row<T> row = {&shared, {&shared.scratch, 0}, uniform(params[index].flags), mine_of(largest_of_row, mass + (u64)index * slices, asks ? 0 : slices)};
+    Row<T> row = {&shared, {&shared.scratch, 0}, uniform(params[index].flags),
+                  mine_of(largest_of_row, mass + (u64)index * slices, asks ? 0 : slices)};
     u64 position = t == BLOCK - 1 ? positions[index] : 0;
     copy_params(shared, params, index);
     GLOBAL Wide *mine = wide_of(wide, index);
