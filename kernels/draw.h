@@ -129,7 +129,8 @@ DEVICE u32 draw_one(Row<T> &row, const Ruler &ruler, bool all, u64 low) {
 }
 
 // The questions in turn, to a list of all tokens above `low`, those that can be kept among them: which is the k-th, which the last of the
-// nucleus, which is drawn? `kept` is the mass above `low`, or 0 if it is not known. False if `low`, an estimate, turns out to be too high.
+// nucleus, which is drawn? That is written. `kept` is the mass above `low`, or 0 if it is not known. False if `low`, an estimate, turns out to be too
+// high.
 template <typename T>
 DEVICE bool draw_from_many(Row<T> &row, bool estimated, u64 low, u64 kept) {
     enum { KTH, NUCLEUS, DRAWN };
@@ -224,7 +225,8 @@ struct alignas(16) Pair {
 };
 #define PAIRS_AT_ONCE 2u
 
-// The same for a list of up to RANKED: each token's place in the order and among ids, by comparing it with all others; then one wave draws.
+// The same for a list of up to RANKED: each token's place in the order and among ids, by comparing it with all others; then one wave draws,
+// and the others are done.
 template <typename T>
 DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
     Shared &shared = *row.shared;

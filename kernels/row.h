@@ -154,9 +154,10 @@ DEVICE Mine mine_of(const float *largest, const u64 *mass, u32 slices) {
     return mine;
 }
 
+DEVICE Mine mine_of(const Seen &seen) { return mine_of((const float *)seen.largest, (const u64 *)seen.mass, seen.slices); }
+
 // The largest logit of one of the thread's slices, or of those further on.
-template <typename P>
-DEVICE float largest_of_mine(const Mine &mine, P largest, u32 j) {
+DEVICE float largest_of_mine(const Mine &mine, const float *largest, u32 j) {
     float most = mine.largest[0];
     UNROLL for (u32 e = 1; e < EACH; e++) most = j < e * BLOCK ? most : mine.largest[e];
     return j < SLOTS ? most : largest[j];
@@ -184,7 +185,7 @@ DEVICE SliceScale scale_of(const Seen &seen, u32 j) { return slice_scale(seen.sc
 
 template <typename T>
 DEVICE float largest_of_slice(const Row<T> &row, u32 j) {
-    return largest_of_mine(row.mine, row.shared->largest, j);
+    return largest_of_mine(row.mine, (const float *)row.shared->largest, j);
 }
 
 DEVICE u32 packed_mass(const Seen &seen, u64 key) {

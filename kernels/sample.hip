@@ -202,7 +202,7 @@ DEVICE Ends begin_to_search(Row<T> &row, bool after_tries) {
         barrier();
     }
     row.flags = uniform(shared.params.flags);
-    row.mine = mine_of((const float *)shared.largest, (const u64 *)shared.mass, shared.slices);
+    row.mine = mine_of(shared);
     return {key_logit(shared.top), shared.least_slice};
 }
 
@@ -227,7 +227,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
         barrier();
         if (thread_index() == 0) shared.parts = 1;
         sum_again(row);
-        row.mine = mine_of((const float *)shared.largest, (const u64 *)shared.mass, shared.slices);
+        row.mine = mine_of(shared);
     }
     if (with_tries && row.flags & TRIED) return draw_tries(row, ruler, stage);
     if (is_unfiltered(row.flags)) {

@@ -137,6 +137,12 @@ DEVICE void bound_by_groups(Shared &shared) {
 // What is left to do with a row: nothing; to ask for what is above its tries; to search for what is kept, after tries or without.
 enum Next { DONE, ASK, SEARCH_AFTER_TRIES, SEARCH };
 
+// Nothing, for this thread.
+DEVICE Next done() {
+    leave();
+    return DONE;
+}
+
 // Where no try is in doubt.
 DEVICE Next draw_kept(Shared &shared) {
     u32 kept = uniform(shared.tried.kept);
@@ -153,10 +159,7 @@ DEVICE Next draw_asked(Row<T> &row) {
     barrier();
     if (wave_index() == 0) conclude(shared);
     barrier();
-    if (!uniform(shared.last)) {
-        leave();
-        return DONE;
-    }
+    if (!uniform(shared.last)) return done();
     if (uniform(shared.tried.words) != 0) {
         sum_exactly<T>(shared);
         if (wave_index() == 0) {
@@ -194,13 +197,8 @@ DEVICE Next draw_tries(Row<T> &row, const Ruler &ruler, u32 stage) {
     bound_tries(shared, row.flags);
     bool by_groups = stage == TO_BE_BOUNDED && !(row.flags & TOP_K);
     if (by_groups && uniform(shared.tried.words != 0 && halves_tell(shared))) bound_by_groups(shared);
-    if (uniform(shared.tried.words) == 0) {
-        if (!shared.part) return draw_kept(shared);
-        leave();
-        return DONE;
-    }
+    if (uniform(shared.tried.words) == 0) return shared.part ? done() : draw_kept(shared);
     if (stage == BY_ITS_BLOCKS) return ASK;
     leave_to_be_asked(shared);
-    leave();
-    return DONE;
+    return done();
 }
