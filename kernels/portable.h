@@ -5,7 +5,8 @@
 // tests/harness/host.h supplies threads, waves and blocks. Nothing else in this folder asks who is compiling.
 //
 // KERNEL(threads, blocks) is a kernel for blocks of so many threads, of which a multiprocessor should hold so many: where registers are a matter
-// of choice (NVIDIA), that says how many a thread may have. Every kernel calls wait_for_last_launch() before it touches the device's memory.
+// of choice (NVIDIA), that says how many a thread may have. Every kernel calls wait_for_last_launch() before it touches what a launch of ours
+// may have written.
 //
 // WAVE is the number of lanes that run together: 32 on NVIDIA and RDNA, 64 on CDNA. The host passes it (-DWAVE=64).
 // Contraction is off for everyone (-fmad=false, -ffp-contract=off): a fused multiply-add is where fma_f32 stands.
@@ -41,8 +42,14 @@ DEVICE u32 thread_index() { return threadIdx.x; }
 DEVICE u32 block_index() { return blockIdx.x; }
 DEVICE u32 block_index_y() { return blockIdx.y; }
 #if __CUDA_ARCH__ >= 900
-// The host has a launch prepared while the last one runs, which saves 0.2 µs of each. Until that has ended, nothing is touched.
-DEVICE void wait_for_last_launch() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+// Blocks of a launch may begin while the last one runs. When that has ended, and all that it wrote is there, the launch after this one may begin:
+// as soon as all blocks have said so, or have ended. Where they are many, the first are through long before the last begin; to say so would only
+// cost them something (0.5 µs in 64 rows).
+#define LAST_BLOCKS 2048u
+DEVICE void wait_for_last_launch() {
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    if ((gridDim.y - blockIdx.y) * gridDim.x <= LAST_BLOCKS) asm volatile("griddepcontrol.launch_dependents;");
+}
 #define HAS_EARLY_LAUNCH
 #endif
 DEVICE void barrier() { __syncthreads(); }
@@ -131,6 +138,9 @@ DEVICE void read_once(const u32 *from, u32 (&to)[4]) {
     to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
 }
 #define HAS_READ_ONCE
+// From the cache that multiprocessors share: written by a launch that has ended, but perhaps while this block's multiprocessor had the line.
+DEVICE u64 read_shared_cache(const u64 *from) { return __ldcg(from); }
+#define HAS_READ_SHARED_CACHE
 DEVICE u32 bits_of(float x) { return __float_as_uint(x); }
 DEVICE float float_of(u32 x) { return __uint_as_float(x); }
 DEVICE u64 mul_hi(u64 a, u64 b) { return __umul64hi(a, b); }
@@ -298,6 +308,10 @@ DEVICE T &held(T &x) {
 
 #ifndef HAS_EARLY_LAUNCH
 DEVICE void wait_for_last_launch() {}
+#endif
+
+#ifndef HAS_READ_SHARED_CACHE
+DEVICE u64 read_shared_cache(const u64 *from) { return *from; }
 #endif
 
 #ifndef HAS_COUNT_LARGER

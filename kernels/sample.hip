@@ -182,9 +182,9 @@ DEVICE void draw_filtered(Row<T> &row, Ends ends, bool looked) {
 }
 
 // The row's random numbers, by threads of the last wave.
-DEVICE void draw_random(Seen &seen, u32 flags, u64 position) {
+DEVICE void draw_random(Seen &seen, const RowParams &p, u64 position) {
     u32 t = BLOCK - 1 - thread_index();
-    if (t <= TRIES) seen.random[TRIES - t] = philox(seen.params.seed, position, t ? TRIES - t : last_round(flags));
+    if (t <= TRIES) seen.random[TRIES - t] = philox(p.seed, position, t ? TRIES - t : last_round(p.flags));
 }
 
 // Before a search by a kernel with tries: registers were needed for other things. Has barriers.
@@ -193,6 +193,8 @@ DEVICE Ends begin_to_search(Row<T> &row, bool after_tries) {
     Shared &shared = *row.shared;
     barrier();
     if (after_tries) {
+        // Who asks in a launch of its own has had no use for them.
+        draw_random(shared, shared.params, shared.position);
         if (thread_index() == 0) {
             u64 highest = 0;
             ROLLED for (u32 d = 0; d < TRIES; d++) highest = shared.tried.drawn[d].key > highest ? shared.tried.drawn[d].key : highest;
@@ -249,8 +251,24 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     Shared &shared = held(place);
     u32 index = block_index(), part = block_index_y(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     bool asks = with_tries && stage == ASKED;
-    // The last waves may have no slices to wait for.
-    if (!asks) place_row(shared, BLOCK - 1 - WAVE, index, logits, stride, vocab, largest, groups, mass, kept, wide);
+    // What depends on no launch, but on the row: the last waves' work, which may have no slices to wait for.
+    auto begin = [&] {
+        u64 position = BLOCK - 1 - t <= TRIES ? read_shared_cache(positions + index) : 0;
+        place_row(shared, BLOCK - 1 - WAVE, index, logits, stride, vocab, largest, groups, mass, kept, wide);
+        copy_params(shared, params, index);
+        begin_to_gather(shared);
+        if (!asks) draw_random(shared, params[index], position);
+        if (t == BLOCK - 1) {
+            shared.id = (GLOBAL u32 *)(ids + index);
+            shared.next_position = (GLOBAL u64 *)(positions + index);
+            shared.position = position;
+            if (with_tries) shared.part = part;
+            if (with_tries) shared.parts = parts;
+        }
+        return params[index].flags;
+    };
+    // Positions are written by launches, too: by one that had ended when the last one began.
+    u32 flags = asks ? 0 : begin();
     wait_for_last_launch();
     if (asks) {
         u32 queued = uniform(wide_of(wide, 0)->tally.queued);
@@ -259,27 +277,16 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         part = index / queued;
         if (part >= parts) return;
         index = uniform(wide_of(wide, index % queued)->queue);
-        place_row(shared, BLOCK - 1 - WAVE, index, logits, stride, vocab, largest, groups, mass, kept, wide);
+        flags = begin();
     }
     // All that is asked for at first is asked for before anything waits.
     const float *largest_of_row = largest + (u64)index * slices;
-    Row<T> row = {&shared, {&shared.scratch, 0}, uniform(params[index].flags),
-                  mine_of(largest_of_row, mass + (u64)index * slices, asks ? 0 : slices)};
-    u64 position = t == BLOCK - 1 ? positions[index] : 0;
-    copy_params(shared, params, index);
+    Row<T> row = {&shared, {&shared.scratch, 0}, uniform(flags), mine_of(largest_of_row, mass + (u64)index * slices, asks ? 0 : slices)};
     GLOBAL Wide *mine = wide_of(wide, index);
     if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u32 *)(State *)&shared)[t] = ((const GLOBAL u32 *)mine)[t];
     if (asks && t < TRIED_WORDS) ((u32 *)&shared.tried)[t] = ((const GLOBAL u32 *)&mine->tried)[t];
     // For other rows one block is enough.
     if (with_tries && part && !(row.flags & TRIED)) return;
-    if (t == BLOCK - 1) {
-        shared.id = (GLOBAL u32 *)(ids + index);
-        shared.next_position = (GLOBAL u64 *)(positions + index);
-        shared.position = position;
-        if (with_tries) shared.part = part;
-        if (with_tries) shared.parts = parts;
-    }
-    begin_to_gather(shared);
     bool looked = false;
     if (after_look || asks) {
         barrier();
@@ -288,8 +295,6 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     Ends ends = {0.0f, 0.0f};
     // Has a barrier, too.
     if (!asks) ends = looked ? Ends{key_logit(shared.top), 0.0f} : ends_of(row.mine, largest_of_row, slices, row.block);
-    // What nobody needs at once is left to waves that may have no slices, while others go on.
-    draw_random(shared, row.flags, shared.position);
     Next next = asks ? ASK : looked ? SEARCH : draw_at_once<T, with_tries>(row, ends, stage);
     if (with_tries && next == ASK) next = draw_asked(row);
     if (next == DONE) return;

@@ -11,13 +11,14 @@ mod sample;
 pub(crate) use ops::{prefix_sum, softmax};
 pub(crate) use sample::Sampling;
 
+use super::BLOCK;
 use super::launch::{Argument, Gpu, Kernel, checked};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, CudaStream, DevicePtr, SyncOnDrop, sys,
 };
 use candle_core::cuda_backend::{CudaDevice, CudaStorageSlice, WrapErr};
 use candle_core::{Result, bail};
-use module::Module;
+use module::{Function, Module};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -55,7 +56,7 @@ impl Gpu for Cuda {
     }
 
     fn has_room_for_small_blocks(&self) -> bool {
-        self.module.has_room_for_small_blocks
+        self.module.has_room_for_small_blocks()
     }
 
     fn cache(&self) -> Option<usize> {
@@ -85,17 +86,20 @@ impl Gpu for Cuda {
         arguments: &[Argument],
     ) -> Result<()> {
         let [columns, rows] = checked(grid, (1 << 31) - 1)?;
-        let function = self.module.function(kernel)?;
-        // The kernels wait for the launch before by themselves (`wait_for_last_launch` in kernels/portable.h), so that this one may be
-        // prepared while that one runs.
-        let early = sys::CUlaunchAttribute {
+        let Function { function, alone } = self.module.function(kernel)?;
+        let early = self.module.launches_early;
+        // The kernels wait for the launch before by themselves (`wait_for_last_launch` in kernels/portable.h), so that this one's blocks
+        // may begin while that one's last run. Those that draw would all be put on the first multiprocessors that have room: where there
+        // is one for each, they ask for so much shared memory that each gets one.
+        let apart = kernel.threads == BLOCK && grid[0] * grid[1] <= self.module.multiprocessors;
+        let begin_early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
             value: sys::CUlaunchAttributeValue {
                 programmaticStreamSerializationAllowed: 1,
             },
         };
-        let mut attributes = [early];
+        let mut attributes = [begin_early];
         let config = sys::CUlaunchConfig {
             gridDimX: columns,
             gridDimY: rows,
@@ -103,10 +107,10 @@ impl Gpu for Cuda {
             blockDimX: kernel.threads,
             blockDimY: 1,
             blockDimZ: 1,
-            sharedMemBytes: 0,
+            sharedMemBytes: if early && apart { alone } else { 0 },
             hStream: self.stream.cu_stream(),
             attrs: attributes.as_mut_ptr(),
-            numAttrs: u32::from(self.module.launches_early),
+            numAttrs: u32::from(early),
         };
         let mut values: Vec<_> = arguments.iter().map(Argument::value).collect();
         self.stream.context().bind_to_thread().w()?;

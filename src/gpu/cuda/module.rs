@@ -6,6 +6,7 @@ use crate::gpu::loaded::{Loaded, lock};
 use crate::gpu::rtc::{Compiler, NVRTC};
 use crate::gpu::{Unit, cache};
 use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
@@ -16,13 +17,23 @@ use std::sync::{Arc, Mutex};
 /// The kernels of one device.
 pub(super) struct Module {
     context: Arc<CudaContext>,
-    loaded: Loaded<Arc<CudaModule>, CudaFunction>,
+    loaded: Loaded<Arc<CudaModule>, Function>,
     /// Whether a launch may begin before the last one has ended: from compute capability 9.0 on, where the kernels wait for
     /// that, and from CUDA 12.3 on, where graphs know of it.
     pub(super) launches_early: bool,
+    pub(super) multiprocessors: usize,
+    /// Bytes of each.
+    shared_memory: usize,
     /// Bytes of the L2 cache.
     pub(super) cache: usize,
-    pub(super) has_room_for_small_blocks: bool,
+}
+
+/// A kernel that is loaded.
+#[derive(Clone)]
+pub(super) struct Function {
+    pub(super) function: CudaFunction,
+    /// Bytes of shared memory, beside the kernel's own, with which a block has a multiprocessor to itself.
+    pub(super) alone: u32,
 }
 
 /// By the address of their context, which they keep alive.
@@ -40,31 +51,48 @@ impl Module {
             return Ok(module.clone());
         }
         let (major, _) = context.compute_capability().w()?;
-        let shared_memory = context
-            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR)
-            .w()?;
-        let cache = context
-            .attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
-            .w()?;
+        let attribute = |attribute| -> Result<usize> {
+            Ok(usize::try_from(context.attribute(attribute).w()?).unwrap_or(0))
+        };
         let module = Arc::new(Self {
             context: context.clone(),
             loaded: Loaded::new(),
             launches_early: major >= 9 && driver_version()? >= 12_030,
-            cache: usize::try_from(cache).unwrap_or(0),
-            has_room_for_small_blocks: shared_memory >= 4 * 48 * 1024,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_memory: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+            )?,
+            cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         });
         modules.insert(address, module.clone());
         Ok(module)
     }
 
+    pub(super) fn has_room_for_small_blocks(&self) -> bool {
+        self.shared_memory >= 4 * 48 * 1024
+    }
+
     /// Compiles the kernel's unit, or reads it from disk, and loads it, if that was not done yet.
-    pub(super) fn function(&self, kernel: Kernel) -> Result<CudaFunction> {
+    pub(super) fn function(&self, kernel: Kernel) -> Result<Function> {
         let load = |unit| {
             let code = Ptx::from_binary(compile(&self.context, unit)?);
             self.context.load_module(code).w()
         };
-        let find = |module: &Arc<CudaModule>, name| module.load_function(name).w();
+        let find = |module: &Arc<CudaModule>, name| self.prepare(module.load_function(name).w()?);
         self.loaded.kernel(kernel, load, find)
+    }
+
+    fn prepare(&self, function: CudaFunction) -> Result<Function> {
+        use CUfunction_attribute::{
+            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST,
+            CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as OWN,
+        };
+        // The device takes a little more of each block, so that two do not fit.
+        let half = i32::try_from(self.shared_memory / 2).unwrap_or(0);
+        let alone = (half - function.get_attribute(OWN).w()?).max(0);
+        function.set_attribute(MOST, alone).w()?;
+        let alone = alone.unsigned_abs();
+        Ok(Function { function, alone })
     }
 }
 
