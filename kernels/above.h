@@ -54,7 +54,11 @@ struct About {
     float base, scale, largest;
 };
 
-DEVICE About about_of(const Seen &seen) { return {seen.scale.base, seen.scale.scale, MAGIC + FRACTION - float_of(seen.unit)}; }
+// In registers: a compiler that is short of them would read it again for each token.
+DEVICE float in_register(float x) { return float_of(opaque(bits_of(x))); }
+DEVICE About about_of(const Seen &seen) {
+    return {in_register(seen.scale.base), in_register(seen.scale.scale), in_register(MAGIC + FRACTION - float_of(seen.unit))};
+}
 DEVICE float weight_about(About about, float logit) { return exp2_about(fma_f32(logit - about.base, about.scale, -about.largest)); }
 
 // Sums of these as integers of so many bits, shares: in a unit of which the whole has less than 2^31.
@@ -91,7 +95,7 @@ DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step, bool agai
 }
 
 // Fours of tokens that a lane waits for together.
-#define FOURS_ASKED 2u
+#define FOURS_ASKED 3u
 
 // Reads the listed groups and gives `use` each lane's tokens, FOURS_ASKED fours at a time or fewer, with the ids of their first.
 template <typename T, typename F>
@@ -127,6 +131,8 @@ DEVICE void sum_asked(Shared &shared) {
             u64 key = drawn[d].key;
             lowest = tries >> d & 1 && key < lowest ? key : lowest;
         }
+        About about = about_of(shared);
+        if (weigh == BY_COUNT) about = {0.0f, 0.0f, 0.0f};  // all weigh 1
         Drawn down_to = {key_id(lowest), key_logit(lowest), key_previous(lowest)};
         ROLLED for (u32 j = shared.part; j < shared.slices; j += ASKED_SLICES * step) {
             float above[TRIES] = {};
@@ -136,8 +142,7 @@ DEVICE void sum_asked(Shared &shared) {
                 float weights[FOURS_ASKED][4];
                 UNROLL for (u32 q = 0; q < FOURS_ASKED; q++) {
                     if (q >= fours) break;
-                    UNROLL for (u32 c = 0; c < 4; c++)
-                        weights[q][c] = weigh == BY_COUNT ? 1.0f : weight_about(about_of(shared), token_of(four[q], c));
+                    UNROLL for (u32 c = 0; c < 4; c++) weights[q][c] = weight_about(about, token_of(four[q], c));
                 }
                 UNROLL for (u32 d = 0; d < TRIES; d++) {
                     if (!(tries >> d & 1)) continue;
@@ -145,8 +150,8 @@ DEVICE void sum_asked(Shared &shared) {
                     Drawn place = drawn_of(drawn[opaque(d)]);
                     UNROLL for (u32 q = 0; q < FOURS_ASKED; q++) {
                         if (q >= fours) break;
-                        float threshold = threshold_of_four(place, ids[q]), found = 0.0f;
-                        UNROLL for (u32 c = 0; c < 4; c++) add_if_above(found, token_of(four[q], c), threshold, weights[q][c]);
+                        float threshold = threshold_of_four(place, ids[q]), found = token_of(four[q], 0) > threshold ? weights[q][0] : 0.0f;
+                        UNROLL for (u32 c = 1; c < 4; c++) add_if_above(found, token_of(four[q], c), threshold, weights[q][c]);
                         above[d] += found;
                     }
                 }
