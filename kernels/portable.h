@@ -190,10 +190,6 @@ DEVICE u32 lane_of_wave() {
 DEVICE u32 shuffle_xor(u32 x, u32 mask) {
     return __builtin_amdgcn_ds_bpermute((int)((lane_of_wave() ^ mask) * 4), (int)x);
 }
-DEVICE u32 shuffle_up(u32 x, u32 delta) {
-    u32 lane = lane_of_wave();
-    return __builtin_amdgcn_ds_bpermute((int)((lane < delta ? lane : lane - delta) * 4), (int)x);
-}
 #if !__has_builtin(__builtin_amdgcn_ballot_w32)
 // ROCm 5's clang: a comparison (33 is "not equal") whose result is every lane's.
 DEVICE u64 vote(bool x) { return __builtin_amdgcn_uicmp((u32)x, 0u, 33); }
@@ -202,6 +198,10 @@ DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w64(x); }
 #else
 DEVICE u64 vote(bool x) { return __builtin_amdgcn_ballot_w32(x); }
 #endif
+DEVICE u32 opaque(u32 x) {
+    asm volatile("" : "+v"(x));
+    return x;
+}
 // What 16 lanes have is put together without LDS, by moves between lanes: of neighbours, of pairs, of quads and halves mirrored. What the rows of 16 have
 // then, in scalar registers.
 #define HAS_WAVE_REDUCE
@@ -215,14 +215,15 @@ DEVICE u32 shuffle_in_four(u32 x) {
     return moved<mask == 1 ? 0xb1 : 0x4e>(x);
 }
 #define HAS_SHUFFLE_IN_FOUR
+DEVICE u32 of_lane(u32 x, int lane) { return (u32)__builtin_amdgcn_readlane((int)x, lane); }
 template <typename F>
 DEVICE u32 wave_reduce(u32 x, F put_together) {
     x = put_together(x, shuffle_in_four<1>(x));
     x = put_together(x, shuffle_in_four<2>(x));
     x = put_together(x, moved<0x141>(x));  // row_half_mirror
     x = put_together(x, moved<0x140>(x));  // row_mirror
-    u32 all = (u32)__builtin_amdgcn_readlane((int)x, 0);
-    UNROLL for (int row = 16; row < WAVE; row += 16) all = put_together(all, (u32)__builtin_amdgcn_readlane((int)x, row));
+    u32 all = of_lane(x, 0);
+    UNROLL for (int row = 16; row < WAVE; row += 16) all = put_together(all, of_lane(x, row));
     return all;
 }
 DEVICE u32 wave_max(u32 x) {
@@ -231,6 +232,28 @@ DEVICE u32 wave_max(u32 x) {
 DEVICE u32 wave_sum(u32 x) {
     return wave_reduce(x, [](u32 a, u32 b) { return a + b; });
 }
+// The same for sums over a lane and those before it: in rows of 16 from the lane 1, 2, 4 and 8 before (row_shr; beyond the row's begin there is 0), then
+// what the rows before have.
+template <int control>
+DEVICE u64 moved(u64 x) {
+    // Opaque, lest gfx11 moves and adds with carry in one instruction, which the emulator does not know.
+    return (u64)opaque(moved<control>((u32)(x >> 32))) << 32 | opaque(moved<control>((u32)x));
+}
+DEVICE u64 of_lane(u64 x, int lane) { return (u64)of_lane((u32)(x >> 32), lane) << 32 | of_lane((u32)x, lane); }
+template <typename W>
+DEVICE W wave_prefix(W x) {
+    x += moved<0x111>(x);
+    x += moved<0x112>(x);
+    x += moved<0x114>(x);
+    x += moved<0x118>(x);
+    W before = 0;
+    UNROLL for (int row = 16; row < WAVE; row += 16) {
+        W sum = of_lane(x, row - 1);
+        before += (int)lane_of_wave() >= row ? sum : 0;
+    }
+    return x + before;
+}
+#define HAS_WAVE_PREFIX
 DEVICE u32 atomic_add(u32 *p, u32 x) {
     return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP);
 }
@@ -241,10 +264,6 @@ DEVICE u64 atomic_add_on_device(u64 *p, u64 x) {
     return __hip_atomic_fetch_add(p, x, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
 DEVICE u32 uniform(u32 x) { return (u32)__builtin_amdgcn_readfirstlane((int)x); }
-DEVICE u32 opaque(u32 x) {
-    asm volatile("" : "+v"(x));
-    return x;
-}
 #endif
 DEVICE u32 count_bits(u64 x) { return (u32)__builtin_popcountll(x); }
 DEVICE u32 lowest_bit(u64 x) { return (u32)__builtin_ctzll(x); }

@@ -83,22 +83,19 @@ DEVICE u64 wave_max(u64 x) {
     return (u64)high << 32 | wave_max((u32)(x >> 32) == high ? (u32)x : 0u);
 }
 
-// The sum over this lane and those before it.
-DEVICE u32 wave_prefix(u32 x) {
-    UNROLL for (u32 delta = 1; delta < WAVE; delta *= 2) {
-        u32 y = shuffle_up(x, delta);
-        if (lane_index() >= delta) x += y;
-    }
-    return x;
-}
+#ifndef HAS_WAVE_PREFIX
+DEVICE u64 shuffle_up(u64 x, u32 delta) { return (u64)shuffle_up((u32)(x >> 32), delta) << 32 | shuffle_up((u32)x, delta); }
 
-DEVICE u64 wave_prefix(u64 x) {
+// The sum over this lane and those before it.
+template <typename W>
+DEVICE W wave_prefix(W x) {
     UNROLL for (u32 delta = 1; delta < WAVE; delta *= 2) {
-        u64 y = (u64)shuffle_up((u32)(x >> 32), delta) << 32 | shuffle_up((u32)x, delta);
+        W y = shuffle_up(x, delta);
         if (lane_index() >= delta) x += y;
     }
     return x;
 }
+#endif
 
 // Four tokens from `first` on, as they are in memory, lest anybody wait for one before the next is asked for: in one read where they are
 // aligned and all there.
