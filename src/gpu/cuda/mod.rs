@@ -89,8 +89,8 @@ impl Gpu for Cuda {
         let Function { function, alone } = self.module.function(kernel)?;
         let early = self.module.launches_early;
         // The kernels wait for the launch before by themselves (`wait_for_last_launch` in kernels/portable.h), so that this one's blocks
-        // may begin while that one's last run. Those that draw would all be put on the first multiprocessors that have room: where there
-        // is one for each, they ask for so much shared memory that each gets one.
+        // may begin while that one's last run. Large ones, as those that draw, would all be put on the first multiprocessors that have
+        // room: where there is one for each, they ask for so much shared memory that each gets one.
         let apart = kernel.threads == BLOCK && grid[0] * grid[1] <= self.module.multiprocessors;
         let begin_early = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,

@@ -5,8 +5,9 @@ use crate::gpu::launch::Kernel;
 use crate::gpu::loaded::{Loaded, lock};
 use crate::gpu::rtc::{Compiler, NVRTC};
 use crate::gpu::{Unit, cache};
-use candle_core::cuda_backend::cudarc::driver::sys::CUdevice_attribute as Attribute;
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute,
+};
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, CudaModule, sys};
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
@@ -22,8 +23,8 @@ pub(super) struct Module {
     /// that, and from CUDA 12.3 on, where graphs know of it.
     pub(super) launches_early: bool,
     pub(super) multiprocessors: usize,
-    /// Bytes of each.
-    shared_memory: usize,
+    /// Bytes of shared memory that each of them has.
+    shared_memory: i32,
     /// Bytes of the L2 cache.
     pub(super) cache: usize,
 }
@@ -51,18 +52,17 @@ impl Module {
             return Ok(module.clone());
         }
         let (major, _) = context.compute_capability().w()?;
-        let attribute = |attribute| -> Result<usize> {
-            Ok(usize::try_from(context.attribute(attribute).w()?).unwrap_or(0))
-        };
+        let attribute = |attribute| context.attribute(attribute).w();
+        let count = |x| -> Result<usize> { Ok(usize::try_from(attribute(x)?).unwrap_or(0)) };
         let module = Arc::new(Self {
             context: context.clone(),
             loaded: Loaded::new(),
             launches_early: major >= 9 && driver_version()? >= 12_030,
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            multiprocessors: count(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
             shared_memory: attribute(
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
             )?,
-            cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+            cache: count(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         });
         modules.insert(address, module.clone());
         Ok(module)
@@ -82,17 +82,17 @@ impl Module {
         self.loaded.kernel(kernel, load, find)
     }
 
+    /// Allows the function what `alone` asks for.
     fn prepare(&self, function: CudaFunction) -> Result<Function> {
-        use CUfunction_attribute::{
-            CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST,
-            CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as OWN,
-        };
+        let own = function.get_attribute(FunctionAttribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES);
         // The device takes a little more of each block, so that two do not fit.
-        let half = i32::try_from(self.shared_memory / 2).unwrap_or(0);
-        let alone = (half - function.get_attribute(OWN).w()?).max(0);
-        function.set_attribute(MOST, alone).w()?;
-        let alone = alone.unsigned_abs();
-        Ok(Function { function, alone })
+        let alone = (self.shared_memory / 2 - own.w()?).max(0);
+        let most = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        function.set_attribute(most, alone).w()?;
+        Ok(Function {
+            function,
+            alone: alone.unsigned_abs(),
+        })
     }
 }
 
