@@ -1,5 +1,6 @@
 // The first launch: the logits are read once. Of each slice of 512 tokens it leaves the largest logit and, where the row's parameters want
-// them, the mass and the largest logits of the groups of 16, these in 16 bits: to write them takes as long as their bytes.
+// them, the mass and the largest logits of the groups of 16, these in 16 bits: to write them takes as long as their bytes. Order does not matter
+// to maxima and sums, so lanes hold other tokens here than where one is drawn (slice.h): 16 bytes in a row, of any dtype.
 #pragma once
 #include "row.h"
 
@@ -14,25 +15,109 @@ DEVICE void forget(GLOBAL Wide *wide) {
     if (lane_index() < TALLY_WORDS) ((GLOBAL u32 *)&wide->tally)[lane_index()] = 0;
 }
 
-// What the lane at a distance of `mask` does not keep.
-template <u32 mask>
-DEVICE float exchange(float keep, float give) {
-    return larger(keep, float_of(shuffle_in_four<mask>(bits_of(give))));
+// What a lane reads at once: 16 bytes, four tokens of f32 or eight of 16 bits.
+template <typename T>
+struct alignas(16) Vector {
+    Four<T> fours[4 / sizeof(T)];
+};
+#define TOKENS_OF_VECTOR (16 / (u32)sizeof(T))
+#define VECTORS (STEPS / TOKENS_OF_VECTOR)
+
+// A lane's share of a slice: its vector v is WAVE vectors behind the one before. `once`, if the cache has no room for all rows.
+template <bool once, typename T>
+DEVICE void read_vectors(const T *row, u32 vocab, u32 j, Vector<T> *vectors) {
+    const u32 fours = 4 / sizeof(T), apart = WAVE * TOKENS_OF_VECTOR;
+    u32 first = j * SLICE + lane_index() * TOKENS_OF_VECTOR;
+    if (LIKELY((u64)row % 16 == 0 && (j + 1) * SLICE <= vocab)) {
+        // At distances that the compiler knows.
+        const Vector<T> *from = (const Vector<T> *)(row + first);
+        UNROLL for (u32 v = 0; v < VECTORS; v++) {
+            if (once)
+                read_once((const u32 *)&from[v * WAVE], (u32 *)&vectors[v]);
+            else
+                vectors[v] = from[v * WAVE];
+        }
+    } else if ((u64)row % sizeof(Four<T>) == 0 && vocab % 4 == 0) {
+        // The row's last slice, which others wait for; or a row that begins between vectors.
+        UNROLL for (u32 q = 0; q < STEPS / 4; q++) {
+            u32 at = first + q / fours * apart + q % fours * 4;
+            Four<T> &four = vectors[q / fours].fours[q % fours];
+            UNROLL for (u32 i = 0; i < sizeof(T); i++) four.words[i] = no_tokens(T());
+            if (at < vocab) four = *(const Four<T> *)(row + at);
+        }
+    } else {
+        UNROLL for (u32 q = 0; q < STEPS / 4; q++)
+            vectors[q / fours].fours[q % fours] = read_some(row, vocab, first + q / fours * apart + q % fours * 4);
+    }
 }
 
-// A group's 16 tokens are in four lanes, which have four groups (in waves of 64, two): each ends up with one.
-DEVICE void write_groups(const float *four, f16 *groups) {
-    bool odd = lane_index() & 1, high = lane_index() & 2;
-    f16 *mine = groups + (lane_index() % 4 * 8 + lane_index() / 4);
-    if (WAVE == 32) {
-        float a = exchange<2>(high ? four[2] : four[0], high ? four[0] : four[2]);
-        float b = exchange<2>(high ? four[STEPS / 4 - 1] : four[1], high ? four[1] : four[STEPS / 4 - 1]);
-        *mine = {half_not_below(exchange<1>(odd ? b : a, odd ? a : b))};
-    } else {
-        float most = exchange<2>(high ? four[1] : four[0], high ? four[0] : four[1]);
-        most = exchange<1>(most, most);
-        if (!odd) *mine = {half_not_below(most)};
+// The largest of some tokens, as a float.
+struct Largest {
+    u32 bits;
+};
+DEVICE Largest larger(Largest a, Largest b) { return {bits_of(larger(float_of(a.bits), float_of(b.bits)))}; }
+DEVICE float logit_of(Largest most) { return float_of(most.bits); }
+
+template <typename T>
+DEVICE Largest largest_of(const Vector<T> &vector) {
+    float z[4], most = 0.0f;
+    UNROLL for (u32 q = 0; q < 4 / sizeof(T); q++) {
+        UNROLL for (u32 c = 0; c < 4; c++) z[c] = token_of(vector.fours[q], c);
+        most = q ? larger(most, largest_of_four(z)) : largest_of_four(z);
     }
+    return {bits_of(most)};
+}
+
+#ifdef HAS_LARGER_HALVES
+// Tokens of 16 bits are compared two at a time: the largest of either half of their words, of which the larger is told at the end.
+template <typename T>
+struct LargestTwo {
+    u32 bits;
+};
+DEVICE LargestTwo<f16> larger(LargestTwo<f16> a, LargestTwo<f16> b) { return {larger_f16s(a.bits, b.bits)}; }
+DEVICE LargestTwo<bf16> larger(LargestTwo<bf16> a, LargestTwo<bf16> b) { return {larger_bf16s(a.bits, b.bits)}; }
+
+template <typename T>
+DEVICE float logit_of(LargestTwo<T> two) {
+    Four<T> four = {{two.bits}};
+    return larger(token_of(four, 0), token_of(four, 1));
+}
+
+template <typename T>
+DEVICE LargestTwo<T> largest_of_halves(const Vector<T> &vector) {
+    LargestTwo<T> word[4];
+    UNROLL for (u32 i = 0; i < 4; i++) word[i] = {vector.fours[i / 2].words[i % 2]};
+    return larger(larger(word[0], word[1]), larger(word[2], word[3]));
+}
+DEVICE LargestTwo<f16> largest_of(const Vector<f16> &vector) { return largest_of_halves(vector); }
+DEVICE LargestTwo<bf16> largest_of(const Vector<bf16> &vector) { return largest_of_halves(vector); }
+#endif
+
+// What the lane at a distance of `mask` does not keep.
+template <u32 mask, typename L>
+DEVICE L exchange(L keep, L give) {
+    return larger(keep, L{shuffle_in_four<mask>(give.bits)});
+}
+
+// A group's 16 tokens are in two lanes or four, which have as many groups (in waves of 64, half as many): each lane, or every second one, ends up
+// with one.
+template <bool once, typename T, typename L>
+DEVICE void write_groups(const L *largest, f16 *groups) {
+    const u32 lanes = GROUP / TOKENS_OF_VECTOR;
+    bool odd = lane_index() & 1, high = lane_index() & 2;
+    u32 last = VECTORS - 1;
+    L a = largest[0], b = largest[last];
+    if (lanes == 4) {
+        a = exchange<2>(high ? largest[VECTORS / 2] : largest[0], high ? largest[0] : largest[VECTORS / 2]);
+        b = VECTORS == 2 ? a : exchange<2>(high ? largest[last] : largest[last / 2], high ? largest[last / 2] : largest[last]);
+    }
+    L most = exchange<1>(odd ? b : a, odd ? a : b);
+    if (VECTORS < lanes && odd) return;
+    u16 *mine = &groups[lane_index() % lanes * (GROUPS / lanes) + lane_index() / lanes].bits, half = half_not_below(logit_of(most));
+    if (once)
+        write_to_stay(mine, half);
+    else
+        *mine = half;
 }
 
 // A wave takes every `step`-th slice. What hides the time that reads take is the number of waves: 48 of 32 lanes do it where 32 did not,
@@ -49,27 +134,28 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
     Scale scale = {0.0f, p.scale, p.inverse};
     u32 of_row = p.flags;
     ROLLED for (; j < slices; j += step) {
-        float z[STEPS];
-        load_slice<once>(logits, vocab, j, z);
+        Vector<T> vectors[VECTORS];
+        read_vectors<once>(logits, vocab, j, vectors);
         // Not looked at before the logits are asked for.
         u32 flags = uniform(opaque(of_row));
-        float four[STEPS / 4];
-        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = largest_of_four(z + 4 * v);
-        float most = four[0];
-        UNROLL for (u32 v = 1; v < STEPS / 4; v++) most = larger(most, four[v]);
-        most = wave_largest(most);
+        decltype(largest_of(vectors[0])) of_vector[VECTORS], of_all;
+        UNROLL for (u32 v = 0; v < VECTORS; v++) {
+            of_vector[v] = largest_of(vectors[v]);
+            of_all = v ? larger(of_all, of_vector[v]) : of_vector[v];
+        }
+        float most = wave_largest(logit_of(of_all));
         // Among those of all rows, of which there are not 2^32: that would be 4 TB of logits.
         u32 at = row * slices + j;
-        if (wants_groups(flags)) write_groups(four, groups + (u64)at * GROUPS);
-        u64 sum = 0;
+        if (wants_groups(flags)) write_groups<once, T>(of_vector, groups + (u64)at * GROUPS);
+        if (lane_index() == 0) largest[at] = most;
         if (flags & MASS) {
+            u64 sum = 0;
             SliceScale s = slice_scale(scale, most, NEGLIGIBLE);
+            float z[STEPS];
+            UNROLL for (u32 i = 0; i < STEPS; i++) z[i] = token_of(vectors[i / TOKENS_OF_VECTOR].fours[i % TOKENS_OF_VECTOR / 4], i % 4);
             if (s.some) sum = mass_of(z, s);
+            if (lane_index() == 0) mass[at] = sum;
         }
-        if (lane_index() == 0) {
-            largest[at] = most;
-            mass[at] = sum;
-        }
-        if (wide && j == 0) forget(wide_of(wide, row));
     }
+    if (wide && block_index_y() == 0 && wave_index() == 0) forget(wide_of(wide, row));
 }

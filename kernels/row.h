@@ -138,23 +138,25 @@ struct Shared : Seen {
     float bound;
 };
 
-// A thread's slices, one of every BLOCK: their largest logits, -inf where there is no slice, and masses.
+// A thread's slices, one of every BLOCK: their largest logits, -inf where there is no slice, and masses, where they are wanted.
 struct Mine {
     float largest[EACH];
     u64 mass[EACH];
 };
 
-DEVICE Mine mine_of(const float *largest, const u64 *mass, u32 slices) {
+DEVICE Mine mine_of(const float *largest, const u64 *mass, u32 slices, u32 masses) {
     Mine mine;
     UNROLL for (u32 e = 0; e < EACH; e++) {
         u32 j = e * BLOCK + thread_index();
         mine.largest[e] = j < slices ? largest[j] : NEG_INF;
-        mine.mass[e] = j < slices ? mass[j] : 0;
+        mine.mass[e] = j < masses ? mass[j] : 0;
     }
     return mine;
 }
 
-DEVICE Mine mine_of(const Seen &seen) { return mine_of((const float *)seen.largest, (const u64 *)seen.mass, seen.slices); }
+DEVICE Mine mine_of(const Seen &seen, u32 flags) {
+    return mine_of((const float *)seen.largest, (const u64 *)seen.mass, seen.slices, flags & MASS ? seen.slices : 0);
+}
 
 // The largest logit of one of the thread's slices, or of those further on.
 DEVICE float largest_of_mine(const Mine &mine, const float *largest, u32 j) {

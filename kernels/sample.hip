@@ -204,7 +204,7 @@ DEVICE Ends begin_to_search(Row<T> &row, bool after_tries) {
         barrier();
     }
     row.flags = uniform(shared.params.flags);
-    row.mine = mine_of(shared);
+    row.mine = mine_of(shared, row.flags);
     return {key_logit(shared.top), shared.least_slice};
 }
 
@@ -229,7 +229,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
         barrier();
         if (thread_index() == 0) shared.parts = 1;
         sum_again(row);
-        row.mine = mine_of(shared);
+        row.mine = mine_of(shared, row.flags);
     }
     if (with_tries && row.flags & TRIED) return draw_tries(row, ruler, stage);
     if (is_unfiltered(row.flags)) {
@@ -281,7 +281,9 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }
     // All that is asked for at first is asked for before anything waits.
     const float *largest_of_row = largest + (u64)index * slices;
-    Row<T> row = {&shared, {&shared.scratch, 0}, uniform(flags), mine_of(largest_of_row, mass + (u64)index * slices, asks ? 0 : slices)};
+    u32 known = asks ? 0 : slices;
+    flags = uniform(flags);
+    Row<T> row = {&shared, {&shared.scratch, 0}, flags, mine_of(largest_of_row, mass + (u64)index * slices, known, flags & MASS ? known : 0)};
     GLOBAL Wide *mine = wide_of(wide, index);
     if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u32 *)(State *)&shared)[t] = ((const GLOBAL u32 *)mine)[t];
     if (asks && t < TRIED_WORDS) ((u32 *)&shared.tried)[t] = ((const GLOBAL u32 *)&mine->tried)[t];
@@ -322,13 +324,14 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     Block block = {&seen.scratch, 0};
     u32 index = block_index(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
     GLOBAL Wide *mine = wide_of(wide, index);
-    if (!all_rows && !wants_look(uniform(params[index].flags))) return nothing_to_look_for(mine);
+    u32 flags = uniform(params[index].flags);
+    if (!all_rows && !wants_look(flags)) return nothing_to_look_for(mine);
     // Asked for before anything is known, lest it be waited for one after the other.
     const float *largest_of_row = largest + (u64)index * slices;
-    Mine of_thread = mine_of(largest_of_row, mass + (u64)index * slices, slices);
     u32 step = sample_step(vocab);
     Four<T> sample[SAMPLE_AT_ONCE];
     read_sample<SAMPLE_AT_ONCE>(sample, logits + index * stride, vocab, sample_first(logits + index * stride, step), sample_stride(step));
+    Mine of_thread = mine_of(largest_of_row, mass + (u64)index * slices, slices, flags & MASS ? slices : 0);
     place_row(seen, 0, index, logits, stride, vocab, largest, groups, mass, kept, wide);
     copy_params(seen, params, index);
     // The sample's bins.
@@ -339,7 +342,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     if (!uniform(looks)) return nothing_to_look_for(mine);
     if (t == 0) measure(seen, ends);
     barrier();
-    u64 whole = uniform(p.flags) & MASS ? block_sum(block, shares_of_thread(seen, Ruler(seen), of_thread)) : 0;
+    u64 whole = flags & MASS ? block_sum(block, shares_of_thread(seen, Ruler(seen), of_thread)) : 0;
     if (t == 0) {
         seen.whole = whole;
         begin(seen, p, BY_COUNT, LOWEST_KEY, whole);

@@ -34,10 +34,10 @@ DEVICE float token_of(const Four<float> &four, u32 c) { return float_of(four.wor
 DEVICE float token_of(const Four<bf16> &four, u32 c) { return float_of(c % 2 ? four.words[c / 2] & 0xffff0000u : four.words[c / 2] << 16); }
 DEVICE float token_of(const Four<f16> &four, u32 c) { return half_to_float((u16)(four.words[c / 2] >> c % 2 * 16)); }
 
-// Beyond the vocabulary there is -inf.
-DEVICE Four<float> no_tokens(float) { return {{0xff800000u, 0xff800000u, 0xff800000u, 0xff800000u}}; }
-DEVICE Four<bf16> no_tokens(bf16) { return {{0xff80ff80u, 0xff80ff80u}}; }
-DEVICE Four<f16> no_tokens(f16) { return {{0xfc00fc00u, 0xfc00fc00u}}; }
+// Beyond the vocabulary there is -inf: a word of it.
+DEVICE u32 no_tokens(float) { return 0xff800000u; }
+DEVICE u32 no_tokens(bf16) { return 0xff80ff80u; }
+DEVICE u32 no_tokens(f16) { return 0xfc00fc00u; }
 
 DEVICE u32 bits_of(f16 x) { return x.bits; }
 DEVICE u32 bits_of(bf16 x) { return x.bits; }
@@ -45,7 +45,7 @@ DEVICE u32 bits_of(bf16 x) { return x.bits; }
 // Four tokens from `first` on, one by one: those that the row has.
 template <typename T>
 DEVICE Four<T> read_some(const T *row, u32 vocab, u32 first) {
-    const u32 each = 4 / sizeof(T), none = no_tokens(T()).words[0] & (each == 1 ? 0xffffffffu : 0xffffu);
+    const u32 each = 4 / sizeof(T), none = no_tokens(T()) & (each == 1 ? 0xffffffffu : 0xffffu);
     u32 x[4];
     UNROLL for (u32 c = 0; c < 4; c++) x[c] = first + c < vocab ? bits_of(row[first + c]) : none;
     Four<T> four = {};
@@ -117,26 +117,20 @@ DEVICE void read_fours(const T *row, u32 vocab, const u32 *first, Four<T> *four)
     }
 }
 
-// A lane's share of a slice, which is read before any of it is looked at; `once`, if the cache has no room for all rows.
-template <bool once = false, typename T>
+// A lane's share of a slice, which is read before any of it is looked at.
+template <typename T>
 DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
     Four<T> four[STEPS / 4];
     bool aligned = (u64)row % sizeof(Four<T>) == 0;
     if (LIKELY(aligned && (j + 1) * SLICE <= vocab)) {
         // Whose further ones are at distances that the compiler knows.
         const T *first = row + (j * SLICE + place_of(0));
-        UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
-            const Four<T> *from = (const Four<T> *)(first + v * (4 * WAVE));
-            if (once)
-                read_once(from->words, four[v].words);
-            else
-                four[v] = *from;
-        }
+        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = *(const Four<T> *)(first + v * (4 * WAVE));
     } else if (aligned && vocab % 4 == 0) {
         // The row's last slice, which others wait for.
         UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
             u32 first = j * SLICE + place_of(v * 4);
-            four[v] = no_tokens(T());
+            UNROLL for (u32 i = 0; i < sizeof(T); i++) four[v].words[i] = no_tokens(T());
             if (first < vocab) four[v] = *(const Four<T> *)(row + first);
         }
     } else {

@@ -264,13 +264,15 @@ fn grids_depend_on_the_rows() {
         let kernels = kernels(vocab, &params).into_iter();
         kernels.map(|(_, grid)| grid).collect::<Vec<_>>()
     };
-    // 297 slices are 75 blocks of 4 waves. Many rows are read by several slices a wave, and looked at by fewer blocks each.
+    // 297 slices are 75 blocks of 4 waves. Many rows are read by several slices a wave, the cache's sooner than others, and looked at by fewer blocks
+    // each.
     let k = SamplingParams::new().top_k(1000);
     for (rows, looked_at, reading, looking) in [
         (1, 1, 75, 32),
         (8, 8, 75, 16),
-        (64, 64, 75, 4),
-        (64, 1, 75, 16),
+        (64, 64, 38, 4),
+        (64, 1, 38, 16),
+        (91, 91, 75, 2),
         (512, 512, 38, 1),
         (512, 1, 38, 4),
         (5000, 5000, 4, 1),
@@ -300,12 +302,12 @@ fn grids_depend_on_the_rows() {
 
 #[test]
 fn rows_that_the_cache_has_no_room_for_are_read_past_it() {
-    for (wave, dtype, rows, kernel) in [
-        (32, DType::F32, 90, "slices_f32"),
-        (32, DType::F32, 91, "slices_once_f32"),
-        (32, DType::BF16, 181, "slices_bf16"),
-        (32, DType::BF16, 182, "slices_once_bf16"),
-        (64, DType::F32, 512, "slices_f32"),
+    for (wave, dtype, rows, kernel, blocks) in [
+        (32, DType::F32, 90, "slices_f32", 38),
+        (32, DType::F32, 91, "slices_once_f32", 75),
+        (32, DType::BF16, 181, "slices_bf16", 7),
+        (32, DType::BF16, 182, "slices_once_bf16", 75),
+        (64, DType::F32, 512, "slices_f32", 38),
     ] {
         let gpu = Recorder::new(wave);
         let mut on_device = Rows::new(&gpu, rows, 151_936).unwrap();
@@ -314,7 +316,9 @@ fn rows_that_the_cache_has_no_room_for_are_read_past_it() {
         draw(&mut on_device, &gpu, &logits, &params(&seeds), &seeds).unwrap();
         let steps = gpu.steps();
         let first = steps.iter().find(|step| step["launch"].is_string());
-        assert_eq!(first.unwrap()["launch"], kernel);
+        let first = first.unwrap();
+        assert_eq!(first["launch"], kernel);
+        assert_eq!(first["grid"], json!([rows, blocks]));
     }
 }
 
