@@ -234,10 +234,10 @@ DEVICE void judge_tries(Shared &shared, u64 above, u64 limit, u64 margin) {
     }
 }
 
-// Parts of a row for so many blocks: of 16 slices or more, and few enough for the margin.
+// Parts of a row for so many blocks: of 8 slices or more, and few enough for the margin.
 #define MOST_PARTS 256u
 DEVICE u32 parts_of_row(u32 slices, u32 blocks) {
-    u32 most = (slices + 15) / 16;
+    u32 most = (slices + 7) / 8;
     most = most < MOST_PARTS ? most : MOST_PARTS;
     return blocks < 1 ? 1 : blocks < most ? blocks : most;
 }
