@@ -115,7 +115,7 @@ DEVICE void write_groups(const L *largest, f16 *groups) {
     if (VECTORS < lanes && odd) return;
     u16 *mine = &groups[lane_index() % lanes * (GROUPS / lanes) + lane_index() / lanes].bits, half = half_not_below(logit_of(most));
     if (once)
-        write_to_stay(mine, half);
+        write_once(mine, half);
     else
         *mine = half;
 }
