@@ -193,7 +193,7 @@ pub(crate) struct Summaries<G: Gpu> {
     largest: G::Memory,
     /// f16, [`GROUPS`] a slice
     groups: G::Memory,
-    /// u64, one a slice
+    /// u64, one a slice, of rows whose masses are wanted
     mass: G::Memory,
 }
 
@@ -240,14 +240,14 @@ impl<G: Gpu> Summaries<G> {
         wide: Argument,
     ) -> Result<()> {
         // They are not alone in it: on an H200 the two are as fast at seven eighths.
-        let (kernel, blocks) = match gpu.cache() {
+        let (kernel, most) = match gpu.cache() {
             Some(cache) if logits.bytes() > cache / 8 * 7 => (kernels.once, READING_BLOCKS),
             Some(_) => (kernels.usual, CACHED_READING_BLOCKS),
             None => (kernels.usual, READING_BLOCKS),
         };
         let per_block = (kernel.threads / gpu.wave()) as usize;
         let each = slices(logits.vocab).div_ceil(per_block);
-        let most = blocks * logits.dtype.size_in_bytes() / size_of::<f32>();
+        let most = most * logits.dtype.size_in_bytes() / size_of::<f32>();
         let blocks = each.div_ceil((logits.rows * each / most).max(1));
         let arguments = [
             Argument::Address(logits.address),
