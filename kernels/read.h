@@ -1,6 +1,5 @@
 // The first launch: the logits are read once. Of each slice of 512 tokens it leaves the largest logit and, where the row's parameters want
-// them, the mass and the largest logits of the groups of 16, these in 16 bits: to write them takes as long as their bytes. Order does not matter
-// to maxima and sums, so lanes hold other tokens here than where one is drawn (slice.h): 16 bytes in a row, of any dtype.
+// them, the mass and the largest logits of the groups of 16, these in 16 bits: to write them takes as long as their bytes.
 #pragma once
 #include "row.h"
 
@@ -13,42 +12,6 @@ DEVICE bool wants_groups(u32 flags) { return flags & (TOP_K | TOP_P | MIN_P); }
 // Before others add to it. One wave's.
 DEVICE void forget(GLOBAL Wide *wide) {
     if (lane_index() < TALLY_WORDS) ((GLOBAL u32 *)&wide->tally)[lane_index()] = 0;
-}
-
-// What a lane reads at once: 16 bytes, four tokens of f32 or eight of 16 bits.
-template <typename T>
-struct alignas(16) Vector {
-    Four<T> fours[4 / sizeof(T)];
-};
-#define TOKENS_OF_VECTOR (16 / (u32)sizeof(T))
-#define VECTORS (STEPS / TOKENS_OF_VECTOR)
-
-// A lane's share of a slice: its vector v is WAVE vectors behind the one before. `once`, if the cache has no room for all rows.
-template <bool once, typename T>
-DEVICE void read_vectors(const T *row, u32 vocab, u32 j, Vector<T> *vectors) {
-    const u32 fours = 4 / sizeof(T), apart = WAVE * TOKENS_OF_VECTOR;
-    u32 first = j * SLICE + lane_index() * TOKENS_OF_VECTOR;
-    if (LIKELY((u64)row % 16 == 0 && (j + 1) * SLICE <= vocab)) {
-        // At distances that the compiler knows.
-        const Vector<T> *from = (const Vector<T> *)(row + first);
-        UNROLL for (u32 v = 0; v < VECTORS; v++) {
-            if (once)
-                read_once((const u32 *)&from[v * WAVE], (u32 *)&vectors[v]);
-            else
-                vectors[v] = from[v * WAVE];
-        }
-    } else if ((u64)row % sizeof(Four<T>) == 0 && vocab % 4 == 0) {
-        // The row's last slice, which others wait for; or a row that begins between vectors.
-        UNROLL for (u32 q = 0; q < STEPS / 4; q++) {
-            u32 at = first + q / fours * apart + q % fours * 4;
-            Four<T> &four = vectors[q / fours].fours[q % fours];
-            UNROLL for (u32 i = 0; i < sizeof(T); i++) four.words[i] = no_tokens(T());
-            if (at < vocab) four = *(const Four<T> *)(row + at);
-        }
-    } else {
-        UNROLL for (u32 q = 0; q < STEPS / 4; q++)
-            vectors[q / fours].fours[q % fours] = read_some(row, vocab, first + q / fours * apart + q % fours * 4);
-    }
 }
 
 // The largest of some tokens, as a float.
@@ -135,7 +98,7 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
     u32 of_row = p.flags;
     ROLLED for (; j < slices; j += step) {
         Vector<T> vectors[VECTORS];
-        read_vectors<once>(logits, vocab, j, vectors);
+        load_slice<once>(logits, vocab, j, vectors);
         // Not looked at before the logits are asked for.
         u32 flags = uniform(opaque(of_row));
         decltype(largest_of(vectors[0])) of_vector[VECTORS], of_all;
@@ -151,9 +114,7 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
         if (flags & MASS) {
             u64 sum = 0;
             SliceScale s = slice_scale(scale, most, NEGLIGIBLE);
-            float z[STEPS];
-            UNROLL for (u32 i = 0; i < STEPS; i++) z[i] = token_of(vectors[i / TOKENS_OF_VECTOR].fours[i % TOKENS_OF_VECTOR / 4], i % 4);
-            if (s.some) sum = mass_of(z, s);
+            if (s.some) sum = mass_of(vectors, s);
             if (lane_index() == 0) mass[at] = sum;
         }
     }

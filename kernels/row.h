@@ -144,7 +144,8 @@ struct Mine {
     u64 mass[EACH];
 };
 
-DEVICE Mine mine_of(const float *largest, const u64 *mass, u32 slices, u32 masses) {
+DEVICE Mine mine_of(const float *largest, const u64 *mass, u32 slices, u32 flags) {
+    u32 masses = flags & MASS ? slices : 0;
     Mine mine;
     UNROLL for (u32 e = 0; e < EACH; e++) {
         u32 j = e * BLOCK + thread_index();
@@ -155,7 +156,7 @@ DEVICE Mine mine_of(const float *largest, const u64 *mass, u32 slices, u32 masse
 }
 
 DEVICE Mine mine_of(const Seen &seen, u32 flags) {
-    return mine_of((const float *)seen.largest, (const u64 *)seen.mass, seen.slices, flags & MASS ? seen.slices : 0);
+    return mine_of((const float *)seen.largest, (const u64 *)seen.mass, seen.slices, flags);
 }
 
 // The largest logit of one of the thread's slices, or of those further on.

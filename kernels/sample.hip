@@ -88,9 +88,9 @@ template <typename T>
 DEVICE void sum_again(Row<T> &row) {
     ROLLED for (u32 j = wave_index(); j < row.shared->slices; j += WAVES) {
         SliceScale s = scale_of(*row.shared, j);
-        float z[STEPS];
-        load_slice(logits_of(row), row.shared->vocab, j, z);
-        u64 sum = s.some ? mass_of(z, s) : 0;
+        Vector<T> vectors[VECTORS];
+        load_slice(logits_of(row), row.shared->vocab, j, vectors);
+        u64 sum = s.some ? mass_of(vectors, s) : 0;
         if (lane_index() == 0) row.shared->mass[j] = sum;
     }
     barrier();
@@ -281,9 +281,8 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     }
     // All that is asked for at first is asked for before anything waits.
     const float *largest_of_row = largest + (u64)index * slices;
-    u32 known = asks ? 0 : slices;
     flags = uniform(flags);
-    Row<T> row = {&shared, {&shared.scratch, 0}, flags, mine_of(largest_of_row, mass + (u64)index * slices, known, flags & MASS ? known : 0)};
+    Row<T> row = {&shared, {&shared.scratch, 0}, flags, mine_of(largest_of_row, mass + (u64)index * slices, asks ? 0 : slices, flags)};
     GLOBAL Wide *mine = wide_of(wide, index);
     if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u32 *)(State *)&shared)[t] = ((const GLOBAL u32 *)mine)[t];
     if (asks && t < TRIED_WORDS) ((u32 *)&shared.tried)[t] = ((const GLOBAL u32 *)&mine->tried)[t];
@@ -331,7 +330,7 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     u32 step = sample_step(vocab);
     Four<T> sample[SAMPLE_AT_ONCE];
     read_sample<SAMPLE_AT_ONCE>(sample, logits + index * stride, vocab, sample_first(logits + index * stride, step), sample_stride(step));
-    Mine of_thread = mine_of(largest_of_row, mass + (u64)index * slices, slices, flags & MASS ? slices : 0);
+    Mine of_thread = mine_of(largest_of_row, mass + (u64)index * slices, slices, flags);
     place_row(seen, 0, index, logits, stride, vocab, largest, groups, mass, kept, wide);
     copy_params(seen, params, index);
     // The sample's bins.

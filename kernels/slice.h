@@ -1,7 +1,7 @@
-// One wave looks at one slice: its largest logit, its mass, the token where a sum is reached.
+// One wave looks at one slice: its largest logit, its mass.
 //
-// Tokens are read four at a time, 16 bytes of f32 a lane: lane l holds the tokens 4·l … 4·l + 3, then those WAVE·4 further
-// on, and so on, in registers. Tokens beyond the vocabulary are −inf, which weighs nothing and is never the largest.
+// Lanes read vectors of 16 bytes, four tokens of f32 or eight of 16 bits: lane l holds the slice's vector l, then those WAVE further on, and so on, in
+// registers. Tokens beyond the vocabulary are −inf, which weighs nothing and is never the largest.
 // Every function must be reached by all lanes of a wave together. The CPU's counterpart is src/cpu/slice.rs.
 #pragma once
 #include "definition.h"
@@ -20,6 +20,13 @@ template <typename T>
 struct alignas(4 * sizeof(T)) Four {
     u32 words[sizeof(T)];
 };
+
+template <typename T>
+struct alignas(16) Vector {
+    Four<T> fours[4 / sizeof(T)];
+};
+#define TOKENS_OF_VECTOR (16 / (u32)sizeof(T))
+#define VECTORS (STEPS / TOKENS_OF_VECTOR)
 
 template <typename T>
 struct alignas(8 * sizeof(T)) Eight {
@@ -55,9 +62,6 @@ DEVICE Four<T> read_some(const T *row, u32 vocab, u32 first) {
 
 DEVICE u32 lane_index() { return thread_index() % WAVE; }
 DEVICE u32 wave_index() { return thread_index() / WAVE; }
-
-// The place in its slice of a lane's token i.
-DEVICE u32 place_of(u32 i) { return i / 4 * (4 * WAVE) + lane_index() * 4 + i % 4; }
 
 DEVICE u64 shuffle_xor_u64(u64 x, u32 mask) {
     return (u64)shuffle_xor((u32)(x >> 32), mask) << 32 | shuffle_xor((u32)x, mask);
@@ -117,26 +121,32 @@ DEVICE void read_fours(const T *row, u32 vocab, const u32 *first, Four<T> *four)
     }
 }
 
-// A lane's share of a slice, which is read before any of it is looked at.
-template <typename T>
-DEVICE void load_slice(const T *row, u32 vocab, u32 j, float *z) {
-    Four<T> four[STEPS / 4];
-    bool aligned = (u64)row % sizeof(Four<T>) == 0;
-    if (LIKELY(aligned && (j + 1) * SLICE <= vocab)) {
-        // Whose further ones are at distances that the compiler knows.
-        const T *first = row + (j * SLICE + place_of(0));
-        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = *(const Four<T> *)(first + v * (4 * WAVE));
-    } else if (aligned && vocab % 4 == 0) {
-        // The row's last slice, which others wait for.
-        UNROLL for (u32 v = 0; v < STEPS / 4; v++) {
-            u32 first = j * SLICE + place_of(v * 4);
-            UNROLL for (u32 i = 0; i < sizeof(T); i++) four[v].words[i] = no_tokens(T());
-            if (first < vocab) four[v] = *(const Four<T> *)(row + first);
+// A lane's share of a slice, which is read before any of it is looked at; `once`, if the cache has no room for all rows.
+template <bool once = false, typename T>
+DEVICE void load_slice(const T *row, u32 vocab, u32 j, Vector<T> *vectors) {
+    const u32 fours = 4 / sizeof(T), apart = WAVE * TOKENS_OF_VECTOR;
+    u32 first = j * SLICE + lane_index() * TOKENS_OF_VECTOR;
+    if (LIKELY((u64)row % 16 == 0 && (j + 1) * SLICE <= vocab)) {
+        // At distances that the compiler knows.
+        const Vector<T> *from = (const Vector<T> *)(row + first);
+        UNROLL for (u32 v = 0; v < VECTORS; v++) {
+            if (once)
+                read_once((const u32 *)&from[v * WAVE], (u32 *)&vectors[v]);
+            else
+                vectors[v] = from[v * WAVE];
+        }
+    } else if ((u64)row % sizeof(Four<T>) == 0 && vocab % 4 == 0) {
+        // The row's last slice, which others wait for; or a row that begins between vectors.
+        UNROLL for (u32 q = 0; q < STEPS / 4; q++) {
+            u32 at = first + q / fours * apart + q % fours * 4;
+            Four<T> &four = vectors[q / fours].fours[q % fours];
+            UNROLL for (u32 i = 0; i < sizeof(T); i++) four.words[i] = no_tokens(T());
+            if (at < vocab) four = *(const Four<T> *)(row + at);
         }
     } else {
-        UNROLL for (u32 v = 0; v < STEPS / 4; v++) four[v] = read_some(row, vocab, j * SLICE + place_of(v * 4));
+        UNROLL for (u32 q = 0; q < STEPS / 4; q++)
+            vectors[q / fours].fours[q % fours] = read_some(row, vocab, first + q / fours * apart + q % fours * 4);
     }
-    UNROLL for (u32 i = 0; i < STEPS; i++) z[i] = token_of(four[i / 4], i % 4);
 }
 
 // The largest of what the lanes have, as integers in the order of floats. NaN ranks above everything; which of them does not matter, nor which zero.
@@ -149,9 +159,10 @@ DEVICE float wave_largest(float most) {
 DEVICE u64 key_of_slice(float largest, u32 j) { return largest != largest ? ~(u64)0 : key_of(largest, j); }
 
 // The slice's mass in its own units.
-DEVICE u64 mass_of(const float *z, SliceScale s) {
+template <typename T>
+DEVICE u64 mass_of(const Vector<T> *vectors, SliceScale s) {
     // A lane's 16 weights fit 32 bits.
     u32 sum = 0;
-    UNROLL for (u32 i = 0; i < STEPS; i++) sum += weight(s, z[i]);
+    UNROLL for (u32 i = 0; i < STEPS; i++) sum += weight(s, token_of(vectors[i / TOKENS_OF_VECTOR].fours[i % TOKENS_OF_VECTOR / 4], i % 4));
     return wave_sum_wide(sum);
 }

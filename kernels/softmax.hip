@@ -63,9 +63,9 @@ DEVICE void softmax_of(const T *logits, u32 vocab, float one_scale, float one_in
         for (u32 j = wave_index(); j < slices; j += WAVES) {
             SliceScale s = slice_scale(scale, largest[j], NEGLIGIBLE);
             if (!s.some) continue;
-            float z[STEPS];
-            load_slice(logits, vocab, j, z);
-            u64 sum = to_row_units(s, mass_of(z, s), unit_of(unit));
+            Vector<T> vectors[VECTORS];
+            load_slice(logits, vocab, j, vectors);
+            u64 sum = to_row_units(s, mass_of(vectors, s), unit_of(unit));
             if (lane_index() == 0) total += sum;
         }
     }
