@@ -59,7 +59,8 @@ DEVICE float in_register(float x) { return float_of(opaque(bits_of(x))); }
 DEVICE About about_of(const Seen &seen) {
     return {in_register(seen.scale.base), in_register(seen.scale.scale), in_register(MAGIC + FRACTION - float_of(seen.unit))};
 }
-DEVICE float weight_about(About about, float logit) { return exp2_about(fma_f32(logit - about.base, about.scale, -about.largest)); }
+DEVICE float orders_about(About about, float logit) { return fma_f32(logit - about.base, about.scale, -about.largest); }
+DEVICE float weight_about(About about, float logit) { return exp2_about(orders_about(about, logit)); }
 
 // Sums of these as integers of so many bits, shares: in a unit of which the whole has less than 2^31.
 #define SHARE_BITS 31
@@ -81,9 +82,9 @@ DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step, bool agai
     ROLLED for (u32 lane = opaque(thread_index()); lane < ASKED_SLICES * lanes_of_slice; lane += BLOCK) {
         u32 slice = j + lane / lanes_of_slice * step, mask = 0;
         if (slice >= shared.slices) break;
-        Eight<f16> eight = *(const Eight<f16> *)(const f16 *)(shared.groups + slice * GROUPS + lane % lanes_of_slice * 8);
-        float threshold = threshold_in(drawn, slice);
-        UNROLL for (u32 c = 0; c < 8; c++) mask |= (u32)(widen(eight.x[c]) > threshold) << c;
+        Eight eight = eight_of(shared.groups, slice * lanes_of_slice + lane % lanes_of_slice);
+        u32 above = drops_above(shared.largest[slice], threshold_in(drawn, slice));
+        UNROLL for (u32 c = 0; c < 8; c++) mask |= (u32)(eight.drops[c] < above) << c;
         if (!mask) continue;
         u32 at = atomic_add(&shared.hits, count_bits(mask));
         UNROLL for (u32 c = 0; c < 8; c++) {
@@ -215,6 +216,18 @@ DEVICE u64 limit_of_lane(const Shared &shared) {
     return limit > tied ? limit - tied : 0;
 }
 
+// Leaves the first try without a doubt: of those that are sure to be kept, or `kept`, which is known; and the words that are in doubt of those before it.
+// One wave's.
+DEVICE void settle(Shared &shared, u32 sure, u32 words, u32 kept) {
+    kept = lowest_bit((u64)sure | 1u << kept);
+    u32 before = (1u << kept) - 1;
+    wave_barrier();  // the votes are one already, but do not promise it
+    if (lane_index() == 0) {
+        shared.tried.kept = kept;
+        shared.tried.words = words & (before | before << TRIES);
+    }
+}
+
 // What is `above` the tries that are asked for, or within the margin of that: leaves the first that is kept, and what is to be summed exactly of those
 // before it. One wave's, a lane for each word.
 DEVICE void judge_tries(Shared &shared, u64 above, u64 limit, u64 margin) {
@@ -225,13 +238,7 @@ DEVICE void judge_tries(Shared &shared, u64 above, u64 limit, u64 margin) {
     u32 over = (u32)vote(asked && above >= limit + margin), unsure = (u32)vote(asked && above < limit + margin && above + margin >= limit);
     over = (over | over >> TRIES) & EACH_TRY;
     unsure &= ~(over | over << TRIES);
-    kept = lowest_bit((u64)(tries & ~(over | unsure | unsure >> TRIES)) | 1u << kept);
-    u32 before = (1u << kept) - 1;
-    wave_barrier();  // the votes are one already, but do not promise it
-    if (lane == 0) {
-        shared.tried.kept = kept;
-        shared.tried.words = unsure & (before | before << TRIES);
-    }
+    settle(shared, tries & ~(over | unsure | unsure >> TRIES), unsure, kept);
 }
 
 // Parts of a row for so many blocks: of 8 slices or more, and few enough for the margin.

@@ -54,8 +54,7 @@ DEVICE void kth_bin(Shared &shared, const u32 *counts, const Steps &steps, u32 k
 template <typename T>
 DEVICE float largest_of(const Row<T> &row, u32 i) {
     if (!(row.flags & BY_GROUPS)) return largest_of_slice(row, i);
-    float most = widen(((const f16 *)row.shared->groups)[i]);
-    return most >= POS_INF ? LARGEST_HALF : most <= -LARGEST_HALF ? NEG_INF : lowered(most);
+    return below_drop(row.shared->largest[i / GROUPS], row.shared->groups[i]);
 }
 
 // The row's mass, from what `kth_largest` has left of it. One wave's.
@@ -137,10 +136,11 @@ DEVICE bool gather(Row<T> &row, float bound) {
     u32 *slices = (u32 *)list.few_keys;
     ROLLED for (u32 start = wave_index() * WAVE; start < shared.slices; start += BLOCK) {
         u32 j = start + lane_index();
-        bool hit = j < shared.slices && largest_of_slice(row, j) >= bound;
-        if (!hit) continue;
+        float most = j < shared.slices ? largest_of_slice(row, j) : NEG_INF;
+        if (!(most >= bound)) continue;
         u32 at = atomic_add(&shared.slice_count, 1);
-        if (at < FEW * 4) slices[at] = j;
+        // With the drop of groups that reach as far down.
+        if (at < FEW * 4) slices[at] = j << 8 | drop_of(most, bound);
     }
     barrier();
     u32 count = uniform(shared.slice_count);
@@ -151,15 +151,16 @@ DEVICE bool gather(Row<T> &row, float bound) {
     static_assert(WAVES * AT_ONCE * WAVE <= CAPACITY, "room for the groups");
     u32 *groups = list.masses + wave_index() * (AT_ONCE * WAVE);
     ROLLED for (u32 start = wave_index() * together; start < count; start += AT_ONCE * stride) {
-        u32 group[AT_ONCE], found = 0, mask;
-        float most[AT_ONCE];
+        u32 group[AT_ONCE], drop[AT_ONCE], farthest[AT_ONCE], found = 0, mask;
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 i = start + q * stride + lane_index() / GROUPS;
-            group[q] = slices[i < count ? i : 0] * GROUPS + lane_index() % GROUPS;
-            most[q] = widen(((const f16 *)shared.groups)[group[q]]);
+            u32 slice = slices[i < count ? i : 0];
+            group[q] = (slice >> 8) * GROUPS + lane_index() % GROUPS;
+            drop[q] = shared.groups[group[q]];
+            farthest[q] = slice & 255;
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-            bool hit = most[q] >= bound && start + q * stride + lane_index() / GROUPS < count;
+            bool hit = drop[q] <= farthest[q] && start + q * stride + lane_index() / GROUPS < count;
             u64 hits = vote(hit);
             if (hit) groups[found + count_bits(hits & (((u64)1 << lane_index()) - 1))] = group[q];
             found += count_bits(hits);

@@ -97,17 +97,20 @@ DEVICE void list_groups(Seen &seen, u16 *hits, u32 begin, u32 slices, u64 place)
     u32 lanes = slices * of_slice;
     ROLLED for (u32 start = 0; start < lanes; start += BLOCK * AT_ONCE) {
         if (start + wave_index() * WAVE >= lanes) break;
-        Eight<f16> eight[AT_ONCE];
+        Eight eight[AT_ONCE];
+        float most[AT_ONCE];
         u32 mask = 0, dense = 0;
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 lane = start + q * BLOCK + thread_index();
-            eight[q] = *(const Eight<f16> *)(const f16 *)(seen.groups + begin * GROUPS + (lane < lanes ? lane * 8 : 0));
+            lane = lane < lanes ? lane : 0;
+            eight[q] = eight_of(seen.groups, begin * of_slice + lane);
+            most[q] = seen.largest[begin + lane / of_slice];
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 lane = start + q * BLOCK + thread_index(), hit = 0;
             if (uniform(lane - lane_index() >= lanes)) continue;
-            float threshold = cut_of(place, begin + lane / of_slice).threshold;
-            UNROLL for (u32 c = 0; c < 8; c++) hit |= (u32)(widen(eight[q].x[c]) > threshold && lane < lanes) << c;
+            u32 above = lane < lanes ? drops_above(most[q], cut_of(place, begin + lane / of_slice).threshold) : 0;
+            UNROLL for (u32 c = 0; c < 8; c++) hit |= (u32)(eight[q].drops[c] < above) << c;
             u32 hits_of_slice = count_bits(hit);
             UNROLL for (u32 other = 1; other < of_slice; other *= 2) hits_of_slice += shuffle_xor(hits_of_slice, other);
             if (hits_of_slice >= DENSE) {

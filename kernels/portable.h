@@ -132,12 +132,6 @@ DEVICE void add_if_above(float &sum, float x, float limit, float weight) {
         : "+f"(sum)
         : "f"(x), "f"(limit), "f"(weight));
 }
-DEVICE void add_if_not_above(float &sum, float x, float limit, float weight) {
-    asm("{ .reg .pred above;\n"
-        "setp.gt.f32 above, %1, %2; @!above add.f32 %0, %0, %3; }"
-        : "+f"(sum)
-        : "f"(x), "f"(limit), "f"(weight));
-}
 #define HAS_ADD_IF_ABOVE
 // Reads 16 bytes of what is more than the cache holds: there they take the place of what was so read before, not of the rest, which is still to be
 // read, nor of what others have left.
@@ -146,7 +140,7 @@ DEVICE void read_once(const u32 *from, u32 *to) {
     to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
 }
 // Writes what is not read again before all that: it leaves the cache first, too.
-DEVICE void write_once(u16 *to, u16 x) { __stcs(to, x); }
+DEVICE void write_once(u8 *to, u8 x) { __stcs(to, x); }
 #define HAS_READ_ONCE
 // From the cache that multiprocessors share: written by a launch that has ended, but perhaps while this block's multiprocessor had the line.
 DEVICE u64 read_shared_cache(const u64 *from) { return __ldcg(from); }
@@ -160,12 +154,6 @@ DEVICE float half_to_float(u16 h) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(h));
     return x;
 }
-DEVICE u16 half_not_below(float x) {
-    u16 h;
-    asm("cvt.rp.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
-    return h;
-}
-#define HAS_HALF_NOT_BELOW
 
 #elif defined(__AMDGCN__) || defined(__HIP__)
 
@@ -299,7 +287,6 @@ DEVICE float float_of(u32 x) { return __builtin_bit_cast(float, x); }
 DEVICE u64 mul_hi(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
 DEVICE double divide_f64(double a, double b) { return a / b; }
 DEVICE float half_to_float(u16 h) { return (float)__builtin_bit_cast(_Float16, h); }
-DEVICE u16 float_to_half(float x) { return __builtin_bit_cast(u16, (_Float16)x); }
 
 #else
 
@@ -352,16 +339,6 @@ DEVICE void count_larger(u64 a, u64 b, u32 *all, u32 *lower) {
 
 #ifndef HAS_ADD_IF_ABOVE
 DEVICE void add_if_above(float &sum, float x, float limit, float weight) { sum += x > limit ? weight : 0.0f; }
-DEVICE void add_if_not_above(float &sum, float x, float limit, float weight) { sum += x > limit ? 0.0f : weight; }
-#endif
-
-#ifndef HAS_HALF_NOT_BELOW
-// The smallest half that is not below x.
-DEVICE u16 half_not_below(float x) {
-    u16 bits = float_to_half(x);
-    bool below = half_to_float(bits) < x;
-    return (u16)(bits >> 15 ? bits - below : bits + below);
-}
 #endif
 
 #ifndef HAS_LARGER
@@ -387,5 +364,5 @@ DEVICE u32 shuffle_in_four(u32 x) {
 DEVICE void read_once(const u32 *from, u32 *to) {
     UNROLL for (u32 i = 0; i < 4; i++) to[i] = from[i];
 }
-DEVICE void write_once(u16 *to, u16 x) { *to = x; }
+DEVICE void write_once(u8 *to, u8 x) { *to = x; }
 #endif

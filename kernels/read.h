@@ -1,5 +1,5 @@
 // The first launch: the logits are read once. Of each slice of 512 tokens it leaves the largest logit and, where the row's parameters want
-// them, the mass and the largest logits of the groups of 16, these in 16 bits: to write them takes as long as their bytes.
+// them, the mass and how far below that the groups of 16 are, in eight bits: to write them takes as long as their bytes.
 #pragma once
 #include "row.h"
 
@@ -64,8 +64,8 @@ DEVICE L exchange(L keep, L give) {
 
 // A group's 16 tokens are in two lanes or four, which have as many groups (in waves of 64, half as many): each lane, or every second one, ends up
 // with one.
-template <bool once, typename T, typename L>
-DEVICE void write_groups(const L *largest, f16 *groups) {
+template <typename T, typename L>
+DEVICE L largest_of_group(const L *largest) {
     const u32 lanes = GROUP / TOKENS_OF_VECTOR;
     bool odd = lane_index() & 1, high = lane_index() & 2;
     u32 last = VECTORS - 1;
@@ -74,20 +74,26 @@ DEVICE void write_groups(const L *largest, f16 *groups) {
         a = exchange<2>(high ? largest[VECTORS / 2] : largest[0], high ? largest[0] : largest[VECTORS / 2]);
         b = VECTORS == 2 ? a : exchange<2>(high ? largest[last] : largest[last / 2], high ? largest[last / 2] : largest[last]);
     }
-    L most = exchange<1>(odd ? b : a, odd ? a : b);
-    if (VECTORS < lanes && odd) return;
-    u16 *mine = &groups[lane_index() % lanes * (GROUPS / lanes) + lane_index() / lanes].bits, half = half_not_below(logit_of(most));
+    return exchange<1>(odd ? b : a, odd ? a : b);
+}
+
+// A lane's group, if it has one.
+template <bool once, typename T>
+DEVICE void write_group(u8 *groups, u32 drop) {
+    const u32 lanes = GROUP / TOKENS_OF_VECTOR;
+    if (VECTORS < lanes && lane_index() & 1) return;
+    u8 *mine = &groups[lane_index() % lanes * (GROUPS / lanes) + lane_index() / lanes];
     if (once)
-        write_once(mine, half);
+        write_once(mine, (u8)drop);
     else
-        *mine = half;
+        *mine = (u8)drop;
 }
 
 // A wave takes every `step`-th slice. What hides the time that reads take is the number of waves: 48 of 32 lanes do it where 32 did not,
 // even if these asked for the next slice before they worked on the last.
 template <bool once, typename T>
 DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,
-                      float *largest, f16 *groups, u64 *mass, u64 *wide) {
+                      float *largest, u8 *groups, u64 *mass, u64 *wide) {
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();
     if (j >= slices) return;
@@ -101,15 +107,17 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
         load_slice<once>(logits, vocab, j, vectors);
         // Not looked at before the logits are asked for.
         u32 flags = uniform(opaque(of_row));
-        decltype(largest_of(vectors[0])) of_vector[VECTORS], of_all;
+        decltype(largest_of(vectors[0])) of_vector[VECTORS], of_all, of_group;
         UNROLL for (u32 v = 0; v < VECTORS; v++) {
             of_vector[v] = largest_of(vectors[v]);
             of_all = v ? larger(of_all, of_vector[v]) : of_vector[v];
         }
+        // Before the slice's largest, for which all wait.
+        if (wants_groups(flags)) of_group = largest_of_group<T>(of_vector);
         float most = wave_largest(logit_of(of_all));
         // Among those of all rows, of which there are not 2^32: that would be 4 TB of logits.
         u32 at = row * slices + j;
-        if (wants_groups(flags)) write_groups<once, T>(of_vector, groups + (u64)at * GROUPS);
+        if (wants_groups(flags)) write_group<once, T>(groups + (u64)at * GROUPS, drop_of(most, logit_of(of_group)));
         if (lane_index() == 0) largest[at] = most;
         if (flags & MASS) {
             u64 sum = 0;

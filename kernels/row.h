@@ -4,11 +4,9 @@
 // before it.
 #pragma once
 #include "candidates.h"
+#include "groups.h"
 
 #define INVALID_TOKEN 0xffffffffu
-// The first read leaves the largest logit of each group of 16 tokens, too, rounded up.
-#define GROUPS 32u
-#define GROUP (SLICE / GROUPS)
 
 // How logits become masses of the row.
 struct Ruler {
@@ -108,7 +106,7 @@ struct Seen : State {
     const GLOBAL void *logits;
     u32 vocab, slices;
     const GLOBAL float *largest;  // of each slice
-    const GLOBAL f16 *groups;     // of each group, or a little more
+    const GLOBAL u8 *groups;      // of each group, how far it is below that
     GLOBAL u64 *mass;             // of each slice
     GLOBAL u64 *kept;             // of each slice, above a place
     GLOBAL Wide *wide;
@@ -179,10 +177,6 @@ template <typename T>
 DEVICE const T *logits_of(const Row<T> &row) {
     return (const T *)row.shared->logits;
 }
-
-// Not above what a group's largest logit was rounded up from, if that is one of those that halves can hold.
-DEVICE float lowered(float most) { return fma_f32(-absolute(most), 1.0f / 1024.0f, most) - 1.0f / 16777216.0f; }
-#define LARGEST_HALF 65504.0f  // infinity was rounded up from more, and the lowest half perhaps from less than that
 
 DEVICE SliceScale scale_of(const Seen &seen, u32 j) { return slice_scale(seen.scale, seen.largest[j], NEGLIGIBLE); }
 

@@ -29,7 +29,7 @@ DEVICE bool wants_look(u32 flags) { return (flags & (TOP_K | BY_SLICES | BY_GROU
 
 // Where the row is, for the block: one thread says it.
 template <typename T>
-DEVICE void place_row(Seen &seen, u32 by, u32 row, const T *logits, i64 stride, u32 vocab, const float *largest, const f16 *groups, u64 *mass,
+DEVICE void place_row(Seen &seen, u32 by, u32 row, const T *logits, i64 stride, u32 vocab, const float *largest, const u8 *groups, u64 *mass,
                       u64 *kept, u64 *wide) {
     if (thread_index() != by) return;
     u32 slices = (vocab + SLICE - 1) / SLICE;
@@ -37,7 +37,7 @@ DEVICE void place_row(Seen &seen, u32 by, u32 row, const T *logits, i64 stride, 
     seen.vocab = vocab;
     seen.slices = slices;
     seen.largest = (const GLOBAL float *)(largest + (u64)row * slices);
-    seen.groups = (const GLOBAL f16 *)(groups + (u64)row * slices * GROUPS);
+    seen.groups = (const GLOBAL u8 *)(groups + (u64)row * slices * GROUPS);
     seen.mass = (GLOBAL u64 *)(mass + (u64)row * slices);
     seen.kept = (GLOBAL u64 *)(kept + (u64)row * slices);
     seen.wide = wide_of(wide, row);
@@ -246,7 +246,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
 
 template <typename T, bool with_tries>
 DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,
-                    const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids, u32 parts, u32 stage) {
+                    const u8 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids, u32 parts, u32 stage) {
     SHARED Shared place;
     Shared &shared = held(place);
     u32 index = block_index(), part = block_index_y(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
@@ -313,7 +313,7 @@ DEVICE void nothing_to_look_for(GLOBAL Wide *wide) {
 // The launch between, for vocabularies above CAPACITY, `blocks` blocks a row. Each sets the same pivots for itself. Where not all rows want it,
 // those that do not are not read.
 template <typename T>
-DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const f16 *groups, u64 *mass,
+DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest, const u8 *groups, u64 *mass,
                     u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {
     SHARED Seen place;
     SHARED u32 words[ROOM_WORDS];
@@ -365,20 +365,20 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
 #define LOOK_KERNEL(T)                                                                                                \
     KERNEL(BLOCK, 2)                                                                                                  \
     look_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, const float *largest,                   \
-             const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {                          \
+             const u8 *groups, u64 *mass, u64 *kept, u64 *wide, u32 blocks, u32 all_rows) {                          \
         look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_rows);               \
     }
 
 #define DRAW_KERNELS(T)                                                                                               \
     KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
     draw_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,   \
-             const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids) {                          \
+             const u8 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids) {                          \
         draw_of<T, false>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look,    \
                           ids, 1, BY_ITS_BLOCKS);                                                                     \
     }                                                                                                                 \
     KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
     try_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,    \
-            const f16 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids, u32 parts, u32 stage) {     \
+            const u8 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids, u32 parts, u32 stage) {     \
         draw_of<T, true>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look,     \
                          ids, parts, stage);                                                                          \
     }

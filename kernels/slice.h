@@ -28,11 +28,6 @@ struct alignas(16) Vector {
 #define TOKENS_OF_VECTOR (16 / (u32)sizeof(T))
 #define VECTORS (STEPS / TOKENS_OF_VECTOR)
 
-template <typename T>
-struct alignas(8 * sizeof(T)) Eight {
-    T x[8];
-};
-
 DEVICE float widen(float x) { return x; }
 DEVICE float widen(bf16 x) { return float_of((u32)x.bits << 16); }
 DEVICE float widen(f16 x) { return half_to_float(x.bits); }

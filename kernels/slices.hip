@@ -6,12 +6,12 @@
 #define SLICES_KERNELS(T)                                                                                             \
     KERNEL(READ_BLOCK, 12)                                                                                            \
     slices_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,          \
-               float *largest, f16 *groups, u64 *mass, u64 *wide) {                                                   \
+               float *largest, u8 *groups, u64 *mass, u64 *wide) {                                                   \
         slices_of<false>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);            \
     }                                                                                                                 \
     KERNEL(READ_BLOCK, 12)                                                                                            \
     slices_once_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,     \
-                    float *largest, f16 *groups, u64 *mass, u64 *wide) {                                              \
+                    float *largest, u8 *groups, u64 *mass, u64 *wide) {                                              \
         slices_of<true>(logits, stride, vocab, params, shared_params, step, largest, groups, mass, wide);             \
     }
 

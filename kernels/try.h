@@ -3,20 +3,6 @@
 #pragma once
 #include "above.h"
 
-// A bit for each word of which `over` says that what is above the try is too much, or may be; and for each try that min-p refuses.
-struct Doubts {
-    u32 words, low;
-};
-
-// The first of the tries without a doubt; TRIES if there is none.
-DEVICE u32 first_kept(Doubts doubts) { return lowest_bit((u64)(~(doubts.words | doubts.words >> TRIES | doubts.low) & EACH_TRY) | 1u << TRIES); }
-
-DEVICE Doubts doubts_of(const Shared &shared, u64 above, u32 asked) {
-    u32 lane = opaque(thread_index()) % WAVE, weigh = lane / TRIES % 2, d = lane % TRIES;
-    bool over = asked >> lane % 32 & 1 && lane < WORDS && above >= limit_of(shared.params, shared.whole, weigh);
-    return {(u32)vote(over), (u32)vote(lane < TRIES && shared.tried.drawn[d].key <= shared.least)};
-}
-
 // What the slices tell of the tries: they hold what is above one, and the try itself, in those slices that reach above it. Leaves the first try
 // without a doubt, and what is to be asked of those before it. Has a barrier at the end.
 DEVICE void bound_tries(Shared &shared, u32 flags) {
@@ -50,31 +36,26 @@ DEVICE void bound_tries(Shared &shared, u32 flags) {
     }
     barrier();
     if (wave == 0) {
-        u32 weigh = lane / TRIES % 2, mine = lane % WORDS;
-        u64 above = 0;
-        UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) above += sums.bounds[mine][i];
-        above -= shared.tried.drawn[mine % TRIES].own[weigh];
-        Doubts doubts = doubts_of(shared, above, (u32)vote(lane < WORDS && is_judged(flags, weigh)));
-        u32 kept = first_kept(doubts), before = ~doubts.low & ((1u << kept) - 1);
-        if (lane == 0) {
-            shared.tried.kept = kept;
-            shared.tried.words = doubts.words & (before | before << TRIES);
-        }
+        u32 weigh = lane / TRIES % 2;
+        const Try &drawn = shared.tried.drawn[lane % TRIES];
+        u64 most = 0, own = drawn.own[weigh], limit = limit_of(shared.params, shared.whole, weigh);
+        UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) most += sums.bounds[lane % WORDS][i];
+        bool judged = lane < WORDS && is_judged(flags, weigh);
+        // What is not above it weighs no more than if all tokens weighed what it does: if that is less than what p leaves out, p is reached before.
+        bool far = judged && weigh == BY_MASS && (own + 1) * shared.vocab + margin_of(shared) < shared.whole - limit;
+        u32 refused = (u32)vote(lane < TRIES && drawn.key <= shared.least) | (u32)vote(far) >> BY_MASS * TRIES;
+        u32 words = (u32)vote(judged && most - own >= limit) & ~(refused | refused << TRIES);
+        settle(shared, ~(words | words >> TRIES | refused) & EACH_TRY, words, TRIES);
     }
     barrier();
 }
 
-#define EIGHTS_AT_ONCE 3u  // of groups, to a lane
-
-// Whether halves hold the row's largest logit, and whatever is too low for them weighs nothing beside it.
-DEVICE bool halves_tell(const Seen &seen) {
-    float most = key_logit(seen.top);
-    return seen.scale.base == 0.0f && most <= LARGEST_HALF && (-LARGEST_HALF - most) * seen.scale.scale < -NEGLIGIBLE;
-}
+// Of groups, to a lane: enough for 150,000 tokens at once.
+#define EIGHTS_AT_ONCE (BLOCK == 256 ? 5u : 3u)
 
 // What the groups' largest logits tell of the tries whose mass is in doubt: of the slices that reach above a try, at least the largest tokens of
 // those groups that do not are not above it, and the largest of those that do are. They are bounds, so a little error does no harm. For rows
-// without top-k of which halves tell. Has a barrier at the end.
+// without top-k. Has a barrier at the end.
 DEVICE void bound_by_groups(Shared &shared) {
     const u32 lanes_of_slice = GROUPS / 8;
     Sums &sums = sums_of(shared);
@@ -83,25 +64,30 @@ DEVICE void bound_by_groups(Shared &shared) {
     About about = about_of(shared);
     float below[TRIES] = {}, above[TRIES] = {};
     ROLLED for (u32 start = opaque(wave_index() * WAVE); start < lanes; start += EIGHTS_AT_ONCE * BLOCK) {
-        Eight<f16> eight[EIGHTS_AT_ONCE];
+        Eight eight[EIGHTS_AT_ONCE];
+        float largest[EIGHTS_AT_ONCE];
         UNROLL for (u32 q = 0; q < EIGHTS_AT_ONCE; q++) {
             u32 lane = start + q * BLOCK + lane_index();
-            eight[q] = *(const Eight<f16> *)(const f16 *)(shared.groups + (lane < lanes ? lane * 8 : 0));
+            eight[q] = eight_of(shared.groups, lane < lanes ? lane : 0);
+            largest[q] = lane < lanes ? shared.largest[lane / lanes_of_slice] : NEG_INF;
         }
         UNROLL for (u32 q = 0; q < EIGHTS_AT_ONCE; q++) {
-            u32 lane = start + q * BLOCK + lane_index(), j = (lane < lanes ? lane : 0) / lanes_of_slice;
+            u32 j = (start + q * BLOCK + lane_index()) / lanes_of_slice;
             if (start + q * BLOCK >= lanes) break;
-            float slice = lane < lanes ? shared.largest[j] : NEG_INF, weights[8];
-            UNROLL for (u32 c = 0; c < 8; c++) weights[c] = weight_about(about, lowered(widen(eight[q].x[c])));
+            float slice = largest[q], ends[8], weights[8];
+            float orders = fma_f32(DROP_OFFSET, about.scale, orders_about(about, slice));
+            UNROLL for (u32 c = 0; c < 8; c++) {
+                ends[c] = end_of_drop(eight[q].drops[c]);
+                weights[c] = exp2_about(fma_f32(-ends[c], about.scale, orders));
+            }
             UNROLL for (u32 d = 0; d < TRIES; d++) {
                 if (!(asked >> d & 1)) continue;
                 Drawn drawn = drawn_of(shared.tried.drawn[opaque(d)]);
-                // What is rounded up to more than the try would be, is above it.
-                float threshold = threshold_in(drawn, j), up = half_to_float(half_not_below(drawn.logit)), not_above = 0.0f, is_above = 0.0f;
+                // Whoever has the drop that the try would have may be above it or not.
+                float threshold = threshold_in(drawn, j), own = end_of_drop(drop_of(slice, threshold)), not_above = 0.0f, is_above = 0.0f;
                 UNROLL for (u32 c = 0; c < 8; c++) {
-                    float most = widen(eight[q].x[c]);
-                    add_if_not_above(not_above, most, threshold, weights[c]);
-                    add_if_above(is_above, most, up, weights[c]);
+                    add_if_above(not_above, ends[c], own, weights[c]);
+                    add_if_above(is_above, own, ends[c], weights[c]);
                 }
                 below[d] += slice > threshold ? not_above : 0.0f;
                 above[d] += slice > threshold ? is_above : 0.0f;
@@ -124,12 +110,7 @@ DEVICE void bound_by_groups(Shared &shared) {
         most -= shared.tried.drawn[d].own[BY_MASS];
         bool open = lane < TRIES && asked >> d & 1 && least < limit + margin;
         bool surely = most + margin - (not_above < most ? not_above : most) < limit;
-        kept = lowest_bit(vote(open && surely) | 1u << kept);
-        u32 unsure = (u32)vote(open && !surely) & ((1u << kept) - 1);
-        if (lane == 0) {
-            shared.tried.words = unsure << (BY_MASS * TRIES);
-            shared.tried.kept = kept;
-        }
+        settle(shared, (u32)vote(open && surely), (u32)vote(open && !surely) << BY_MASS * TRIES, kept);
     }
     barrier();
 }
@@ -196,7 +177,7 @@ DEVICE Next draw_tries(Row<T> &row, const Ruler &ruler, u32 stage) {
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
     bound_tries(shared, row.flags);
     bool by_groups = stage == TO_BE_BOUNDED && !(row.flags & TOP_K);
-    if (by_groups && uniform(shared.tried.words != 0 && halves_tell(shared))) bound_by_groups(shared);
+    if (by_groups && uniform(shared.tried.words != 0)) bound_by_groups(shared);
     if (uniform(shared.tried.words) == 0) return shared.part ? done() : draw_kept(shared);
     if (stage == BY_ITS_BLOCKS) return ASK;
     leave_to_be_asked(shared);

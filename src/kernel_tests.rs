@@ -275,7 +275,7 @@ fn sampling_cases() -> Vec<Case> {
     // Less than the k first, bounded by slices' largest logits, or looked for.
     let few: Vec<_> = [50, 600].iter().flat_map(|&k| masked(40_000, k)).collect();
     cases.push(sample::<f32>("masked", &few, dense));
-    // A hundred tokens, and others that weigh nothing beside them; but in half precision, as groups' largest logits are kept, they would.
+    // A hundred tokens, and others that weigh nothing beside them, and are farther below them than is kept of groups.
     let mut low = rows(20_000, 8)[0].clone();
     low.iter_mut().skip(100).for_each(|z| *z -= 1e6);
     let hot = |p| SamplingParams::new().temperature(1e5).top_p(p);

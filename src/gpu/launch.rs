@@ -191,7 +191,7 @@ pub(crate) struct Summaries<G: Gpu> {
     slices: usize,
     /// f32, one a slice
     largest: G::Memory,
-    /// f16, [`GROUPS`] a slice
+    /// u8, [`GROUPS`] a slice
     groups: G::Memory,
     /// u64, one a slice, of rows whose masses are wanted
     mass: G::Memory,
@@ -203,7 +203,7 @@ impl<G: Gpu> Summaries<G> {
         Ok(Self {
             slices,
             largest: gpu.allocate(slices.div_ceil(2))?,
-            groups: gpu.allocate(slices * GROUPS / 4)?,
+            groups: gpu.allocate(slices * GROUPS / 8)?,
             mass: gpu.allocate(slices)?,
         })
     }

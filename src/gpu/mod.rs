@@ -71,13 +71,14 @@ impl Unit {
 }
 
 /// The files of `kernels/`, in the order in which they include each other.
-const HEADERS: [&str; 15] = [
+const HEADERS: [&str; 16] = [
     include_str!("../../kernels/portable.h"),
     include_str!("../../kernels/definition.h"),
     include_str!("../../kernels/slice.h"),
     include_str!("../../kernels/logits.h"),
     include_str!("../../kernels/block.h"),
     include_str!("../../kernels/candidates.h"),
+    include_str!("../../kernels/groups.h"),
     include_str!("../../kernels/row.h"),
     include_str!("../../kernels/read.h"),
     include_str!("../../kernels/gather.h"),

@@ -86,7 +86,7 @@ static void sample(FILE *file, const Case &c) {
     Buffer<T> logits = read_buffer<T>(file, c.elements);
     u32 slices = ceil_div(c.vocab, SLICE);
     Buffer<float> largest(c.rows * slices);
-    Buffer<f16> groups(c.rows * slices * GROUPS);
+    Buffer<u8> groups(c.rows * slices * GROUPS);
     Buffer<u64> mass(c.rows * slices);
     Buffer<u32> ids(c.rows);
     const T *first = logits + c.offset;
@@ -131,7 +131,7 @@ static void softmax(FILE *file, const Case &c) {
     Buffer<T> logits = read_buffer<T>(file, c.elements);
     u32 slices = ceil_div(c.vocab, SLICE);
     Buffer<float> largest(c.rows * slices);
-    Buffer<f16> groups(c.rows * slices * GROUPS);
+    Buffer<u8> groups(c.rows * slices * GROUPS);
     Buffer<u64> mass(c.rows * slices);
     Buffer<T> out((u64)c.rows * c.vocab);
     const T *first = logits + c.offset;
