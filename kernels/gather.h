@@ -126,6 +126,37 @@ DEVICE float kth_largest(Row<T> &row, u32 k, float row_max, float least) {
     }
 }
 
+// Lists those tokens of a wave's groups that reach the bound, by so many fours a lane that are waited for together. Four lanes read a group.
+template <u32 at_once, typename T>
+DEVICE void gather_groups(const Row<T> &row, const u32 *groups, u32 found, float bound) {
+    Shared &shared = *row.shared;
+    Candidates &list = shared.list;
+    ROLLED for (u32 first = 0; first < found; first += at_once * (WAVE / 4)) {
+        Four<T> four[at_once];
+        u32 id[at_once], mask = 0;
+        UNROLL for (u32 q = 0; q < at_once; q++) {
+            u32 i = first + q * (WAVE / 4) + lane_index() / 4;
+            id[q] = groups[i < found ? i : 0] * GROUP + lane_index() % 4 * 4;
+        }
+        read_fours<at_once>(logits_of(row), shared.vocab, id, four);
+        // What is beyond the vocabulary is -inf.
+        UNROLL for (u32 q = 0; q < at_once; q++) {
+            // No lane has any.
+            if (q && first + q * (WAVE / 4) >= found) break;
+            bool some = first + q * (WAVE / 4) + lane_index() / 4 < found;
+            UNROLL for (u32 c = 0; c < 4; c++) mask |= (u32)(token_of(four[q], c) >= bound && some) << (q * 4 + c);
+        }
+        u32 at = mask ? atomic_add(&list.count, count_bits(mask)) : 0;
+        bool too_many = at + count_bits(mask) > CAPACITY;
+        UNROLL for (u32 q = 0; q < at_once; q++) {
+            if (q && first + q * (WAVE / 4) >= found) break;
+            UNROLL for (u32 c = 0; c < 4; c++)
+                if (mask >> (q * 4 + c) & 1 && at < CAPACITY) list.keys[at++] = key_of(token_of(four[q], c), id[q] + c);
+        }
+        if (vote(too_many)) break;
+    }
+}
+
 // Makes a list of all tokens whose logit is at least `bound`, above -inf: from the slices to the groups to the tokens that reach it. Each
 // wave goes from slices to tokens by itself. False if they do not fit.
 template <typename T>
@@ -151,7 +182,7 @@ DEVICE bool gather(Row<T> &row, float bound) {
     static_assert(WAVES * AT_ONCE * WAVE <= CAPACITY, "room for the groups");
     u32 *groups = list.masses + wave_index() * (AT_ONCE * WAVE);
     ROLLED for (u32 start = wave_index() * together; start < count; start += AT_ONCE * stride) {
-        u32 group[AT_ONCE], drop[AT_ONCE], farthest[AT_ONCE], found = 0, mask;
+        u32 group[AT_ONCE], drop[AT_ONCE], farthest[AT_ONCE], found = 0;
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 i = start + q * stride + lane_index() / GROUPS;
             u32 slice = slices[i < count ? i : 0];
@@ -166,25 +197,11 @@ DEVICE bool gather(Row<T> &row, float bound) {
             found += count_bits(hits);
         }
         wave_barrier();
-        // Four lanes read a group, two at a time.
-        ROLLED for (u32 first = 0; first < found; first += WAVE / 2) {
-            Four<T> four[2];
-            u32 id[2];
-            mask = 0;
-            UNROLL for (u32 q = 0; q < 2; q++) {
-                u32 i = first + q * (WAVE / 4) + lane_index() / 4;
-                id[q] = groups[i < found ? i : 0] * GROUP + lane_index() % 4 * 4;
-            }
-            read_fours<2>(logits_of(row), shared.vocab, id, four);
-            // What is beyond the vocabulary is -inf.
-            UNROLL for (u32 i = 0; i < 8; i++)
-                mask |= (u32)(token_of(four[i / 4], i % 4) >= bound && first + i / 4 * (WAVE / 4) + lane_index() / 4 < found) << i;
-            u32 at = mask ? atomic_add(&list.count, count_bits(mask)) : 0;
-            bool too_many = at + count_bits(mask) > CAPACITY;
-            UNROLL for (u32 i = 0; i < 8; i++)
-                if (mask >> i & 1 && at < CAPACITY) list.keys[at++] = key_of(token_of(four[i / 4], i % 4), id[i / 4] + i % 4);
-            if (vote(too_many)) break;
-        }
+        // Few, in most rows; or as many as the wait for another read is worth.
+        if (uniform(found <= WAVE / 4))
+            gather_groups<1>(row, groups, found, bound);
+        else
+            gather_groups<4>(row, groups, found, bound);
         wave_barrier();  // the votes are one already, but do not promise it
     }
     barrier();
