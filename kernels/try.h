@@ -41,8 +41,9 @@ DEVICE void bound_tries(Shared &shared, u32 flags) {
         u64 most = 0, own = drawn.own[weigh], limit = limit_of(shared.params, shared.whole, weigh);
         UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) most += sums.bounds[lane % WORDS][i];
         bool judged = lane < WORDS && is_judged(flags, weigh);
-        // What is not above it weighs no more than if all tokens weighed what it does: if that is less than what p leaves out, p is reached before.
-        bool far = judged && weigh == BY_MASS && (own + 1) * shared.vocab + margin_of(shared) < shared.whole - limit;
+        // What is not above it weighs no more than if all tokens weighed what it does, and what may have been rounded off: if p leaves out more, it is
+        // reached before.
+        bool far = judged && weigh == BY_MASS && (own + (1u << HEADROOM)) * shared.vocab + margin_of(shared) < shared.whole - limit;
         u32 refused = (u32)vote(lane < TRIES && drawn.key <= shared.least) | (u32)vote(far) >> BY_MASS * TRIES;
         u32 words = (u32)vote(judged && most - own >= limit) & ~(refused | refused << TRIES);
         settle(shared, ~(words | words >> TRIES | refused) & EACH_TRY, words, TRIES);
