@@ -141,8 +141,8 @@ DEVICE void gather_groups(const Row<T> &row, const u32 *groups, u32 found, float
         read_fours<at_once>(logits_of(row), shared.vocab, id, four);
         // What is beyond the vocabulary is -inf.
         UNROLL for (u32 q = 0; q < at_once; q++) {
-            // No lane has any. In waves of 64 the question is left out: with it, clang 19's code for f16 lists wrong tokens in the emulator.
-            if (WAVE == 32 && q && first + q * (WAVE / 4) >= found) break;
+            // No lane has any.
+            if (q && first + q * (WAVE / 4) >= found) break;
             bool some = first + q * (WAVE / 4) + lane_index() / 4 < found;
             UNROLL for (u32 c = 0; c < 4; c++) mask |= (u32)(token_of(four[q], c) >= bound && some) << (q * 4 + c);
         }
