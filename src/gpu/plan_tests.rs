@@ -193,8 +193,8 @@ fn a_draw_is_two_uploads_and_two_launches() {
     for (wave, blocks, per_block) in [(32, 3, 4), (64, 5, 2)] {
         let gpu = Recorder::new(wave);
         let mut rows = Rows::new(&gpu, 3, 5000).unwrap();
-        // Parameters of 5 words, positions; of each slice 4 bytes, 32 times 2 bytes, 8 bytes twice; and 8,544 words.
-        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 240, 30, 30, 25_632]);
+        // Parameters of 5 words, positions; of each slice 4 bytes, 32 bytes, 8 bytes twice; and 8,544 words.
+        assert_eq!(*gpu.memory.borrow(), [15, 3, 15, 120, 30, 30, 25_632]);
         let params = params(&[7, 8, 9]);
         let logits = logits(DType::BF16, 3, 5000, 5003);
         draw(&mut rows, &gpu, &logits, &params, &[1, u64::MAX, 1 << 40]).unwrap();
