@@ -195,8 +195,7 @@ fn masked(vocab: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
 fn ends_of_drops() -> [Vec<(Vec<f32>, SamplingParams)>; 2] {
     let (top, near, far) = (10.0f32, 10.0 - 1.0 / 64.0, 10.125 - 2.1875 + 1e-5);
     let row = |slices: usize, nearer: usize| -> Vec<f32> {
-        let group = |i: usize| (i % 512 / 16, i % 16);
-        let logit = |i: usize| match group(i) {
+        let logit = |i: usize| match (i % 512 / 16, i % 16) {
             (0, 0) => top,
             (group, 0) if group <= nearer => near,
             (_, 0) => far,

@@ -81,12 +81,3 @@ DEVICE float half_to_float(u16 h) {
     float special = float_of(0x7f800000u | magnitude << 13);
     return float_of(sign | bits_of(finite < 65536.0f ? finite : special));
 }
-DEVICE u16 float_to_half(float x) {
-    u32 bits = bits_of(x), sign = bits >> 31 << 15, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return 0x7e00u;
-    float size = float_of(magnitude);
-    // To nearest, ties to even: of subnormals, by counting them; of others, by what thirteen bits carry over.
-    if (size < 6.103515625e-5f) return (u16)(sign | (u32)rintf(size * 16777216.0f));
-    if (size >= 65520.0f) return (u16)(sign | 0x7c00u);
-    return (u16)(sign | (((magnitude + 0xfffu + (magnitude >> 13 & 1)) >> 13) - (112u << 10)));
-}
