@@ -43,10 +43,6 @@ DEVICE Sums &sums_of(Shared &shared) { return *(Sums *)shared.list.keys; }
 // 160 fours; 2^-17 where 2^14 lanes round to a share, and 2^-18 where 2^8 blocks round to fewer bits; and of the integers, half a unit of the slice for
 // each of its 512 tokens, 2^-18.5, and a unit of the row for each of 2^18 tokens, 2^-19.5. Together that is less than 2^-15. A larger vocabulary has up
 // to 2^17 lanes and 2^24 tokens: less than 2^-12.
-// Tests make the margin large, so that nothing is told.
-#ifndef MARGIN_BITS
-#define MARGIN_BITS 15
-#endif
 DEVICE u64 margin_of(const Seen &seen) { return seen.whole >> MARGIN_BITS << (seen.vocab > 1u << 18 ? 3 : 0); }
 
 // The weight of a logit where the row's largest weighs about 1.

@@ -141,6 +141,9 @@ DEVICE u64 philox(u64 seed, u64 position, u32 round) {
 #define BY_SLICES 64u  // k is small, and less than there are slices: their largest logits bound it
 #define BY_GROUPS 128u  // the same of groups of 16 tokens
 #define MASS 256u  // the row's mass is wanted: to draw from all of it, or as what p is a share of
+#define MASS_ABOUT 512u  // as what p is a share of, for a few tokens: floats mostly tell which of them are kept
+
+DEVICE bool wants_mass(u32 flags) { return flags & (MASS | MASS_ABOUT); }
 
 struct RowParams {
     float scale, inverse;

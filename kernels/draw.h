@@ -1,8 +1,8 @@
 // The draw: inverse CDF, ids ascending. From the slices' masses, or from a list of candidates after the filters have had their say.
 #pragma once
 #include "gather.h"
+#include "rank.h"
 #include "read.h"
-#include "row.h"
 
 // What draws need of the slices, where the masses of candidates will be. They are divided into runs, of one slice each if there are no more than
 // SLOTS; shares and largest logits are there only then.
@@ -165,132 +165,6 @@ DEVICE bool draw_from_many(Row<T> &row, bool estimated, u64 low, u64 kept) {
     return true;
 }
 
-// A short list leaves room behind it, for what is known of its tokens.
-struct Ranked {
-    u64 masses[RANKED];   // of the tokens as they are listed
-    u64 kept[RANKED];     // of those that are kept, ids ascending; of the others 0
-    u32 by_rank[RANKED];  // which token, and in the upper half, which by id
-    u32 by_id[RANKED];    // which token
-};
-static_assert(sizeof(Ranked) <= (CAPACITY - RANKED) * 8, "room behind the keys");
-
-// Places are laid out so that a lane has `each` next to each other, and the lanes' are read together.
-template <u32 each>
-DEVICE u32 room_of(u32 place) {
-    return place % each * WAVE + place / each;
-}
-
-// Draws from ranked tokens: a lane has so many of the first ones, of which the filters keep no others, and of all by id. One wave's.
-template <u32 each, u32 each_id>
-DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ranked &ranked, u32 last) {
-    u32 begin = lane_index() * each, token[each];
-    u64 here[each], sum = 0, kept_mass = 0, limit = ~(u64)0;
-    UNROLL for (u32 c = 0; c < each; c++) token[c] = begin + c < last ? ranked.by_rank[c * WAVE + lane_index()] : 0;
-    UNROLL for (u32 c = 0; c < each; c++) {
-        here[c] = begin + c < last ? ranked.masses[token[c] & 0xffffu] : 0;
-        sum += here[c];
-    }
-    u64 above = wave_prefix(sum) - sum;
-    if (flags & TOP_P) limit = nucleus_limit(shared.params.top_p, flags & RENORMALISED ? wave_sum(sum) : shared.whole);
-    UNROLL for (u32 c = 0; c < each; c++) {
-        if (begin + c < last && above < limit && keys[token[c] & 0xffffu] > shared.least) {
-            kept_mass += here[c];
-            ranked.kept[room_of<each_id>(token[c] >> 16)] = here[c];
-        }
-        above += here[c];
-    }
-    u64 x = mul_hi(shared.random[TRIES], wave_sum(kept_mass));
-    wave_barrier();  // the sum is one already, but does not promise it
-    sum = 0;
-    u64 kept[each_id];
-    UNROLL for (u32 c = 0; c < each_id; c++) {
-        kept[c] = ranked.kept[c * WAVE + lane_index()];
-        sum += kept[c];
-    }
-    u64 rest = x - (wave_prefix(sum) - sum);
-    // Where the sum is not there yet, or was before, the rest is not less.
-    bool drawn = rest < sum;
-    u32 place = 0;
-    UNROLL for (u32 c = 0; c + 1 < each_id; c++) {
-        bool further = place == c && rest >= kept[c];
-        rest -= further ? kept[c] : 0;
-        place += further;
-    }
-    return wave_max(drawn ? key_id(keys[ranked.by_id[lane_index() * each_id + place]]) : 0);
-}
-
-// Two keys in one read.
-struct alignas(16) Pair {
-    u64 x[2];
-};
-#define PAIRS_AT_ONCE 2u
-
-// The same for a list of up to RANKED: each token's place in the order and among ids, by comparing it with all others; then one wave draws,
-// and the others are done.
-template <typename T>
-DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
-    Shared &shared = *row.shared;
-    Candidates &list = shared.list;
-    Ranked &ranked = *(Ranked *)(list.keys + RANKED);
-    u32 count = uniform(list.count);
-    if (estimated && uniform(count < shared.params.top_k)) return false;
-    // Tokens are weighed by the last threads, which have the fewest to compare.
-    u32 weighed = BLOCK - 1 - thread_index();
-    if (weighed < count) ranked.masses[weighed] = unpack_mass(packed_mass(shared, list.keys[weighed]));
-    if (thread_index() < RANKED) ranked.kept[thread_index()] = 0;
-    // A team has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are zeros, which are
-    // before none.
-    u32 bits = count <= BLOCK / 8 ? 4 : count <= BLOCK / 4 ? 3 : count <= BLOCK / 2 ? 2 : 1, team = 1u << bits;
-    u32 mine = thread_index() >> bits;
-    static_assert(RANKED <= BLOCK, "a team for each two tokens");
-    const Pair *pairs = (const Pair *)list.keys;
-    u32 at = thread_index() & (team - 1);
-    // The others are not kept, whatever they weigh.
-    u32 ranks = row.flags & TOP_K && shared.params.top_k < count ? shared.params.top_k : count;
-    // Without those that go by the order, none is needed.
-    bool ordered = row.flags & (TOP_K | TOP_P);
-    bool few_ids = uniform(count <= 2 * WAVE), few_ranks = uniform(ranks <= 2 * WAVE);
-    if (uniform(wave_index() * WAVE >> bits) * 2 < count) {
-        Pair own = pairs[mine];
-        u32 by_key[2] = {0, 0}, by_id[2] = {0, 0};
-        ROLLED for (u32 i = at; i * 2 < count; i += PAIRS_AT_ONCE * team) {
-            Pair other[PAIRS_AT_ONCE];
-            UNROLL for (u32 q = 0; q < PAIRS_AT_ONCE; q++) other[q] = pairs[i + q * team];
-            if (ordered) {
-                UNROLL for (u32 q = 0; q < 4 * PAIRS_AT_ONCE; q++)
-                    count_larger(other[q / 4].x[q / 2 % 2], own.x[q % 2], &by_key[q % 2], &by_id[q % 2]);
-            } else {
-                UNROLL for (u32 q = 0; q < 4 * PAIRS_AT_ONCE; q++) by_id[q % 2] -= (u32)other[q / 4].x[q / 2 % 2] > (u32)own.x[q % 2];
-            }
-        }
-        // Four counts of at most 255.
-        u32 before = 0;
-        UNROLL for (u32 c = 0; c < 2; c++) before += (0u - by_key[c]) << c * 8 | (0u - by_id[c]) << (16 + c * 8);
-        UNROLL for (u32 mask = 1; mask < RANKED / 16; mask *= 2) {
-            u32 other = shuffle_xor(before, mask);
-            before += mask < team ? other : 0;
-        }
-        u32 c = at & 1, place = before >> (16 + c * 8) & 0xffu, token = 2 * mine + c;
-        u32 rank = ordered ? before >> c * 8 & 0xffu : token;
-        if (at < 2 && token < count) {
-            if (rank < ranks) ranked.by_rank[few_ranks ? room_of<2>(rank) : room_of<RANKED / WAVE>(rank)] = token | place << 16;
-            ranked.by_id[place] = token;
-        }
-    }
-    barrier();
-    if (wave_index() > 0) {
-        leave();
-        return true;
-    }
-    if (few_ids)
-        write_token(shared, draw_from_ranked<2, 2>(shared, row.flags, list.keys, ranked, ranks));
-    else if (few_ranks)
-        write_token(shared, draw_from_ranked<2, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks));
-    else
-        write_token(shared, draw_from_ranked<RANKED / WAVE, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks));
-    return true;
-}
-
 // To compare so many more tokens with all others takes as long as to leave them out.
 #define MORE_THAN_K 64u
 
@@ -301,6 +175,7 @@ DEVICE bool draw_from_list(Row<T> &row, bool estimated, u64 low, u64 kept) {
     // Of a list that is long for a small top k, less will do.
     if (row.flags & (BY_SLICES | BY_GROUPS) && !estimated && uniform(row.shared->list.count > k + MORE_THAN_K)) shorten(row, k, key_logit(low));
     if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, estimated);
+    if (row.flags & MASS_ABOUT) return false;
     if (!estimated) weigh_list(row);
     return draw_from_many(row, estimated, low, kept);
 }

@@ -63,7 +63,7 @@ DEVICE u64 whole_of_waves(const Shared &shared) { return wave_sum(lane_index() <
 // Leaves what each wave's slices have of the row's mass, where it is wanted.
 template <typename T>
 DEVICE void leave_shares(const Row<T> &row, float row_max) {
-    if (!(row.flags & MASS)) return;
+    if (!wants_mass(row.flags)) return;
     Ruler ruler = ruler_from(row.shared->params, row_max);
     u64 sum = wave_sum(shares_of_thread(*row.shared, ruler, row.mine));
     if (lane_index() == 0) row.shared->shares[wave_index()] = sum;

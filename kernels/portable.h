@@ -34,6 +34,8 @@ typedef long long i64;
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 
 #define DEVICE static __device__ __forceinline__
+// What is called, not put in the way of rows that go another way: these would have to fetch what is behind it (0.2 us).
+#define OUT_OF_LINE static __device__ __noinline__
 #define SHARED __shared__
 #define GLOBAL
 #define KERNEL(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks)
@@ -309,6 +311,10 @@ DEVICE u32 wave_sum(u32 x) {
     for (u32 mask = WAVE / 2; mask; mask /= 2) x += shuffle_xor(x, mask);
     return x;
 }
+#endif
+
+#ifndef OUT_OF_LINE
+#define OUT_OF_LINE DEVICE
 #endif
 
 #ifndef HAS_LEAVE

@@ -119,10 +119,10 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
         u32 at = row * slices + j;
         if (wants_groups(flags)) write_group<once, T>(groups + (u64)at * GROUPS, drop_of(most, logit_of(of_group)));
         if (lane_index() == 0) largest[at] = most;
-        if (flags & MASS) {
+        if (wants_mass(flags)) {
             u64 sum = 0;
             SliceScale s = slice_scale(scale, most, NEGLIGIBLE);
-            if (s.some) sum = mass_of(vectors, s);
+            if (s.some) sum = flags & MASS ? mass_of(vectors, s) : mass_about(vectors, s);
             if (lane_index() == 0) mass[at] = sum;
         }
     }

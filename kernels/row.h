@@ -134,6 +134,7 @@ struct Shared : Seen {
     u64 shares[WAVES];  // of the row's mass, that the waves' slices have
     u32 slice_count;
     float bound;
+    bool sure;  // that the list's token is what the row's mass, known about, makes of it
 };
 
 // A thread's slices, one of every BLOCK: their largest logits, -inf where there is no slice, and masses, where they are wanted.
@@ -143,7 +144,7 @@ struct Mine {
 };
 
 DEVICE Mine mine_of(const float *largest, const u64 *mass, u32 slices, u32 flags) {
-    u32 masses = flags & MASS ? slices : 0;
+    u32 masses = wants_mass(flags) ? slices : 0;
     Mine mine;
     UNROLL for (u32 e = 0; e < EACH; e++) {
         u32 j = e * BLOCK + thread_index();
@@ -242,11 +243,29 @@ DEVICE u32 find_equal(Row<T> &row, float value) {
     return j * SLICE + SLICE - found;
 }
 
-// The row's answer, and the last thing that is done.
+// The row's answer. One thread's.
+DEVICE void place_token(const Shared &shared, u32 id) {
+    *shared.id = id;
+    *shared.next_position = shared.position + 1;
+}
+
+// The same as the last thing that is done.
 DEVICE void write_token(const Shared &shared, u32 id) {
-    if (thread_index() == 0) {
-        *shared.id = id;
-        *shared.next_position = shared.position + 1;
-    }
+    if (thread_index() == 0) place_token(shared, id);
     leave();
+}
+
+// Leaves the slices' masses once more: where the first read's are void, far from zero, or known about, and the row is so that this does not tell. Has
+// a barrier at the end.
+template <typename T>
+DEVICE void sum_again(Row<T> &row) {
+    ROLLED for (u32 j = wave_index(); j < row.shared->slices; j += WAVES) {
+        SliceScale s = scale_of(*row.shared, j);
+        Vector<T> vectors[VECTORS];
+        load_slice(logits_of(row), row.shared->vocab, j, vectors);
+        u64 sum = s.some ? mass_of(vectors, s) : 0;
+        if (lane_index() == 0) row.shared->mass[j] = sum;
+    }
+    barrier();
+    row.mine = mine_of(*row.shared, row.flags);
 }

@@ -83,19 +83,6 @@ DEVICE void measure(Seen &seen, Ends ends) {
     seen.whole = 0;
 }
 
-// Far from zero the first launch's sums are void: adds the row up again.
-template <typename T>
-DEVICE void sum_again(Row<T> &row) {
-    ROLLED for (u32 j = wave_index(); j < row.shared->slices; j += WAVES) {
-        SliceScale s = scale_of(*row.shared, j);
-        Vector<T> vectors[VECTORS];
-        load_slice(logits_of(row), row.shared->vocab, j, vectors);
-        u64 sum = s.some ? mass_of(vectors, s) : 0;
-        if (lane_index() == 0) row.shared->mass[j] = sum;
-    }
-    barrier();
-}
-
 // A logit with every kept token at or above it and few others, from the summaries and the tries, none of which is kept; -inf if they do not tell. Leaves
 // the row's mass, too, if that is summed meanwhile.
 template <typename T, bool with_tries>
@@ -106,7 +93,7 @@ DEVICE float bound_of(Row<T> &row, Ends ends) {
     if (row.flags & (BY_SLICES | BY_GROUPS)) {
         bound = kth_largest(row, p.top_k, ends.most, ends.least);
         // Nobody asks before the next barrier.
-        if (row.flags & MASS && wave_index() == WAVES - 1) shared.whole = whole_of_waves(shared);
+        if (wants_mass(row.flags) && wave_index() == WAVES - 1) shared.whole = whole_of_waves(shared);
     } else if (uniform(shared.vocab <= CAPACITY)) {
         bound = bound > LOWEST_LOGIT ? bound : LOWEST_LOGIT;
     }
@@ -121,9 +108,6 @@ template <typename T, bool with_tries>
 DEVICE void draw_filtered(Row<T> &row, Ends ends, bool looked) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
-    u32 *room = (u32 *)shared.list.keys, weigh = row.flags & TOP_K ? BY_COUNT : BY_MASS;
-    static_assert(ROOM_WORDS <= 2 * CAPACITY, "the candidates' room is enough");
-    Four<T> four[1];
     // A list of all that can be kept, or of what is above an estimate.
     bool estimated = looked && uniform(shared.tally.counts >> 32 == 0 && shared.tally.listed <= CAPACITY), listed = estimated;
     u64 low = shared.low, kept = shared.tally.masses[0];
@@ -137,6 +121,14 @@ DEVICE void draw_filtered(Row<T> &row, Ends ends, bool looked) {
     }
     if (listed && uniform(draw_from_list(row, estimated, low, kept))) return;
     barrier();
+    if (row.flags & MASS_ABOUT) {
+        sum_again(row);
+        u64 whole = block_sum(row.block, shares_of_thread(shared, Ruler(shared), row.mine));
+        if (thread_index() == 0) shared.whole = whole;
+    }
+    u32 *room = (u32 *)shared.list.keys, weigh = row.flags & TOP_K ? BY_COUNT : BY_MASS;
+    static_assert(ROOM_WORDS <= 2 * CAPACITY, "the candidates' room is enough");
+    Four<T> four[1];
     for (;;) {
         bool done = uniform(weigh > BY_MASS || (weigh == BY_MASS && !(p.flags & TOP_P)));
         if (done) {
@@ -221,7 +213,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
     }
     // Nobody needs it at once.
     if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
-    if (!(row.flags & MASS)) return SEARCH;
+    if (!wants_mass(row.flags)) return SEARCH;
     // Worked out by each thread, lest all wait for `measure`.
     Ruler ruler = ruler_from(shared.params, ends.most);
     if (uniform(ruler.scale.base != 0.0f)) {
@@ -229,7 +221,6 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
         barrier();
         if (thread_index() == 0) shared.parts = 1;
         sum_again(row);
-        row.mine = mine_of(shared, row.flags);
     }
     if (with_tries && row.flags & TRIED) return draw_tries(row, ruler, stage);
     if (is_unfiltered(row.flags)) {

@@ -161,3 +161,18 @@ DEVICE u64 mass_of(const Vector<T> *vectors, SliceScale s) {
     UNROLL for (u32 i = 0; i < STEPS; i++) sum += weight(s, token_of(vectors[i / TOKENS_OF_VECTOR].fours[i % TOKENS_OF_VECTOR / 4], i % 4));
     return wave_sum_wide(sum);
 }
+
+// The same by floats, in a quarter of the instructions, to within 2^-17 of it. In parts of the mass: a weight is rounded by half a unit, 2^-18.5 in all 512;
+// the hardware's exp2, what it is asked for, sums of 16, and 64 of these rounded are each less than 2^-21 off.
+template <typename T>
+DEVICE u64 mass_about(const Vector<T> *vectors, SliceScale s) {
+    const u32 fours = 4 / sizeof(T);
+    float orders = s.magic - (MAGIC + FRACTION), sum = 0.0f;
+    UNROLL for (u32 q = 0; q < STEPS / 4; q++) {
+        float w[4];
+        UNROLL for (u32 c = 0; c < 4; c++)
+            w[c] = exp2_about(fma_f32(token_of(vectors[q / fours].fours[q % fours], c), s.scale, orders));
+        sum += (w[0] + w[1]) + (w[2] + w[3]);
+    }
+    return wave_sum_wide(round_u32(sum * (float)(1u << FRACTION)));
+}

@@ -34,6 +34,8 @@ pub(crate) const BY_SLICES: u32 = 64;
 pub(crate) const BY_GROUPS: u32 = 128;
 /// The row's mass is wanted: to draw from all of it, or as what p is a share of.
 pub(crate) const MASS: u32 = 256;
+/// The same as what p is a share of, for a few tokens: floats mostly tell which of them are kept.
+pub(crate) const MASS_ABOUT: u32 = 512;
 
 /// A top-k up to here is bounded by largest logits, if it is not more than seven eighths of these.
 const MAX_K_BOUNDED: usize = 160;
@@ -41,7 +43,8 @@ const MAX_K_BOUNDED: usize = 160;
 const GROUP: usize = 16;
 
 impl DeviceParams {
-    pub(crate) fn new(row: &RowParams, vocab: usize) -> Self {
+    /// `about`: the row's mass need only be known about, where that mostly tells.
+    pub(crate) fn new(row: &RowParams, vocab: usize, about: bool) -> Self {
         Self {
             scale: row.scale,
             inverse: row.inverse,
@@ -49,7 +52,7 @@ impl DeviceParams {
             top_k: row.top_k,
             top_p: row.top_p.unwrap_or(0),
             seed: row.seed,
-            flags: flags(row, vocab),
+            flags: flags(row, vocab, about),
             unused: 0,
         }
     }
@@ -73,7 +76,7 @@ impl DeviceParams {
     }
 }
 
-fn flags(row: &RowParams, vocab: usize) -> u32 {
+fn flags(row: &RowParams, vocab: usize, about: bool) -> u32 {
     if row.greedy {
         return GREEDY;
     }
@@ -84,6 +87,7 @@ fn flags(row: &RowParams, vocab: usize) -> u32 {
     let (renormalised, tried) = (row.is_renormalised(vocab), row.tries(vocab));
     let min_p = row.min_p_offset > f32::NEG_INFINITY;
     let share = row.top_p.is_some() && !renormalised;
+    let about = about && share && (by_slices || by_groups) && !tried;
     [
         (RENORMALISED, renormalised),
         (TOP_K, k.is_some()),
@@ -92,7 +96,8 @@ fn flags(row: &RowParams, vocab: usize) -> u32 {
         (TRIED, tried),
         (BY_SLICES, by_slices),
         (BY_GROUPS, by_groups),
-        (MASS, share || tried || (k.is_none() && !min_p)),
+        (MASS, (share && !about) || tried || (k.is_none() && !min_p)),
+        (MASS_ABOUT, about),
     ]
     .into_iter()
     .map(|(flag, is_so)| if is_so { flag } else { 0 })
@@ -109,7 +114,7 @@ mod tests {
     fn parameters_lie_where_the_kernels_look() {
         let params = SamplingParams::new().top_k(7).top_p(0.5).seed(9);
         let params = params.resolve().unwrap();
-        let words = DeviceParams::new(&params, 10).words();
+        let words = DeviceParams::new(&params, 10, true).words();
         assert_eq!(words[0] as u32, params.scale.to_bits());
         assert_eq!(words[1], u64::from(f32::NEG_INFINITY.to_bits()) | 7 << 32);
         let flags = TOP_K | TOP_P | RENORMALISED;
@@ -129,6 +134,7 @@ mod tests {
             ("BY_SLICES", BY_SLICES),
             ("BY_GROUPS", BY_GROUPS),
             ("MASS", MASS),
+            ("MASS_ABOUT", MASS_ABOUT),
         ] {
             assert!(
                 source.contains(&format!("\n#define {name} {flag}u")),
@@ -156,17 +162,20 @@ mod tests {
             ),
             (
                 p().top_k(50).top_p(0.9).order(TopKTopP::Joint),
-                TOP_K | TOP_P | BY_SLICES | MASS,
+                TOP_K | TOP_P | BY_SLICES | MASS_ABOUT,
             ),
         ] {
             assert_eq!(
-                flags(&params.resolve().unwrap(), 152_000),
+                flags(&params.resolve().unwrap(), 152_000, true),
                 expected,
                 "{params:?}"
             );
         }
+        let joint = p().top_k(50).top_p(0.9).order(TopKTopP::Joint);
+        let joint = flags(&joint.resolve().unwrap(), 152_000, false);
+        assert_eq!(joint, TOP_K | TOP_P | BY_SLICES | MASS);
         // Of 10 slices, seven eighths are 8; of 63 groups, 55.
-        let top_k = |k, vocab| flags(&p().top_k(k).resolve().unwrap(), vocab);
+        let top_k = |k, vocab| flags(&p().top_k(k).resolve().unwrap(), vocab, true);
         assert_eq!(top_k(8, 5000), TOP_K | BY_SLICES);
         assert_eq!(top_k(9, 5000), TOP_K | BY_GROUPS);
         assert_eq!(top_k(160, 5000), TOP_K | BY_GROUPS);

@@ -71,7 +71,7 @@ impl Unit {
 }
 
 /// The files of `kernels/`, in the order in which they include each other.
-const HEADERS: [&str; 16] = [
+const HEADERS: [&str; 17] = [
     include_str!("../../kernels/portable.h"),
     include_str!("../../kernels/definition.h"),
     include_str!("../../kernels/slice.h"),
@@ -81,6 +81,7 @@ const HEADERS: [&str; 16] = [
     include_str!("../../kernels/groups.h"),
     include_str!("../../kernels/row.h"),
     include_str!("../../kernels/read.h"),
+    include_str!("../../kernels/rank.h"),
     include_str!("../../kernels/gather.h"),
     include_str!("../../kernels/look.h"),
     include_str!("../../kernels/aim.h"),

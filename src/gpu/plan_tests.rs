@@ -157,7 +157,7 @@ fn params(seeds: &[u64]) -> Vec<RowParams> {
 }
 
 fn words(params: &[RowParams]) -> Vec<u64> {
-    let words = |row| DeviceParams::new(row, 5000).words();
+    let words = |row| DeviceParams::new(row, 5000, false).words();
     params.iter().flat_map(words).collect()
 }
 

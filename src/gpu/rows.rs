@@ -45,7 +45,8 @@ const LOOKING_BLOCKS_A_ROW: usize = 32;
 /// cost little, not nothing.
 const MIXED_BLOCKS_A_ROW: usize = 16;
 const MIXED_BLOCKS: usize = 2048;
-/// Of so few rows the blocks that draw ask for tries at once, at most so many a row.
+/// Of so few rows the blocks that draw ask for tries at once, at most so many a row; and the first read has time to spare, so that a mass known about
+/// would gain nothing.
 const FEW_ROWS: usize = 16;
 const DRAWING_BLOCKS_A_ROW: usize = 32;
 /// Otherwise as many do, in a launch of their own, as a large GPU has at once, or as there are rows.
@@ -91,7 +92,10 @@ impl<G: Gpu> Rows<G> {
 
     /// Uploads the rows that have changed: all at first, then those that were replaced or moved.
     fn upload(&mut self, gpu: &G, State { params, positions }: State, vocab: usize) -> Result<()> {
-        let wanted = params.iter().map(|row| DeviceParams::new(row, vocab));
+        let about = params.len() > FEW_ROWS;
+        let wanted = params
+            .iter()
+            .map(|row| DeviceParams::new(row, vocab, about));
         let wanted = wanted.zip(positions.iter().copied());
         if self.known.is_empty() {
             let all: Vec<_> = wanted.collect();

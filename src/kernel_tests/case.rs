@@ -40,8 +40,8 @@ element!(bf16, 2);
 element!(u32, 3);
 
 /// `RowParams` as `kernels/definition.h` declares it.
-fn device_params(params: &RowParams, vocab: usize) -> Vec<u8> {
-    let words = DeviceParams::new(params, vocab).words();
+fn device_params(params: &RowParams, vocab: usize, about: bool) -> Vec<u8> {
+    let words = DeviceParams::new(params, vocab, about).words();
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
@@ -100,7 +100,8 @@ pub(super) fn sample<T: Element>(
     for (i, (_, params)) in rows.iter().enumerate() {
         let params = params.resolve().unwrap();
         let wide: Vec<f32> = logits[i].iter().map(|z| z.to_f64() as f32).collect();
-        input.extend(device_params(&params, wide.len()));
+        // As if rows were few, or many.
+        input.extend(device_params(&params, wide.len(), i % 3 > 0));
         let id = reference::sample_row(&wide, &params, position_of(i));
         ids.push(id.unwrap_or(u32::MAX));
         next.extend(position_of(i).wrapping_add(1).to_le_bytes());
@@ -132,7 +133,7 @@ pub(super) fn elementwise<T: Element>(
     let mut input = header(kind, rows, usize::from(kind == 1), place);
     if kind == 1 {
         let plain = SamplingParams::new().resolve().unwrap();
-        input.extend(device_params(&plain, rows[0].len()));
+        input.extend(device_params(&plain, rows[0].len(), false));
     }
     input.extend(T::bytes(&buffer(rows, place)));
     Case {

@@ -132,6 +132,7 @@ fn sampling_cases() -> Vec<Case> {
         }
     }
     cases.push(sample::<f32>("few of 40,000", &ranked, dense));
+    cases.push(sample::<f32>("halves", &halves(), dense));
     cases.push(sample::<f32>(
         "many in few slices",
         &crowded(40_000, 64),
@@ -240,6 +241,40 @@ fn crowded(vocab: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
         let joint = both.clone().order(TopKTopP::Joint);
         for params in [params.clone(), params.min_p(0.3), both, joint] {
             all.push((row.clone(), params));
+        }
+    }
+    all
+}
+
+/// Rows whose mass has to be known exactly: `n` equal tokens and a share of half of it, which the first `n` / 2 have, so that one more is kept or not.
+/// Mostly the same token is drawn either way. And, where two more are on the border, because one of them weighs next to nothing.
+fn halves() -> Vec<(Vec<f32>, SamplingParams)> {
+    let mut all = Vec::new();
+    for (n, light) in [
+        (2, 0),
+        (4, 0),
+        (64, 0),
+        (100, 0),
+        (128, 0),
+        (2, 1),
+        (64, 1),
+        (128, 1),
+    ] {
+        let mut row = vec![-60.0; 40_000];
+        for i in 0..n {
+            row[(i * 7919 + 5) % 40_000] = 1.25;
+        }
+        // Below the first half, and above the second.
+        for i in n..n + light {
+            row[(i * 7919 + 5) % 40_000] = -12.0;
+        }
+        for i in n / 2..n {
+            row[(i * 7919 + 5) % 40_000] -= 20.0 * light as f32;
+        }
+        for seed in 0..12 {
+            let p = if light > 0 { 1.0 - 1e-6 } else { 0.5 };
+            let params = SamplingParams::new().top_k(150).top_p(p).seed(seed);
+            all.push((row.clone(), params.order(TopKTopP::Joint)));
         }
     }
     all

@@ -35,7 +35,7 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
         let gpu = Cuda::new(device)?;
         let rows = elements.len() / vocab;
         let plain = SamplingParams::new().resolve().map_err(Error::wrap)?;
-        let words = DeviceParams::new(&plain, vocab).words();
+        let words = DeviceParams::new(&plain, vocab, false).words();
         let mut params = gpu.allocate(words.len())?;
         gpu.upload(&words, &mut params, 0)?;
         let mut summaries = Summaries::new(&gpu, rows, vocab)?;
