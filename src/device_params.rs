@@ -63,6 +63,12 @@ impl DeviceParams {
         unsafe { std::mem::transmute::<Self, [u64; 5]>(self) }
     }
 
+    /// Whether the row's mass is wanted, exactly or about.
+    #[cfg(any(feature = "cuda", feature = "hip"))]
+    pub(crate) fn is_weighed(&self) -> bool {
+        self.flags & (MASS | MASS_ABOUT) != 0
+    }
+
     /// Whether tokens are drawn from the whole row first.
     #[cfg(any(feature = "cuda", feature = "hip"))]
     pub(crate) fn is_tried(&self) -> bool {

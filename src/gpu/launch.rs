@@ -185,6 +185,17 @@ pub(super) const READ_BLOCK: u32 = 128;
 const READING_BLOCKS: usize = 16_384;
 /// The same for rows that the cache has room for: reads are quick, and blocks that begin and end one by one take longer than a few more slices.
 const CACHED_READING_BLOCKS: usize = 2_400;
+/// And where f32 rows are weighed, too, which takes longer than to read them: twice what an H200 has at once, lest the last of them leave it half empty.
+const CACHED_WEIGHING_BLOCKS: usize = 3_168;
+
+/// The parameters of rows that are read.
+pub(crate) struct Params<'a, G: Gpu> {
+    pub(crate) memory: &'a G::Memory,
+    /// One that the rows share, not one for each.
+    pub(crate) shared: bool,
+    /// Whether some row's mass is wanted.
+    pub(crate) weighed: bool,
+}
 
 /// What the first read leaves of each slice of each row.
 pub(crate) struct Summaries<G: Gpu> {
@@ -225,7 +236,7 @@ impl<G: Gpu> Summaries<G> {
     }
 
     /// The first read of kernels/read.h, by a unit's `slices_*` or `slices_once_*`: every slice's largest logit and, where the parameters
-    /// (one for each row, or one that the rows share) want it, its mass. `wide` is where a look at the rows will leave something, or 0.
+    /// want it, its mass. `wide` is where a look at the rows will leave something, or 0.
     ///
     /// # Safety
     ///
@@ -235,8 +246,7 @@ impl<G: Gpu> Summaries<G> {
         gpu: &G,
         kernels: Reading,
         logits: &Logits,
-        params: &G::Memory,
-        shared_params: bool,
+        params: Params<G>,
         wide: Argument,
     ) -> Result<()> {
         // They are not alone in it: on an H200 the two are as fast at seven eighths.
@@ -245,16 +255,21 @@ impl<G: Gpu> Summaries<G> {
             Some(_) => (kernels.usual, CACHED_READING_BLOCKS),
             None => (kernels.usual, READING_BLOCKS),
         };
+        let whole_rounds =
+            most == CACHED_READING_BLOCKS && params.weighed && logits.dtype == DType::F32;
         let per_block = (kernel.threads / gpu.wave()) as usize;
         let each = slices(logits.vocab).div_ceil(per_block);
         let most = most * logits.dtype.size_in_bytes() / size_of::<f32>();
-        let blocks = each.div_ceil((logits.rows * each / most).max(1));
+        let blocks = match whole_rounds {
+            true => (CACHED_WEIGHING_BLOCKS / logits.rows).clamp(1, each),
+            false => each.div_ceil((logits.rows * each / most).max(1)),
+        };
         let arguments = [
             Argument::Address(logits.address),
             Argument::I64(logits.stride as i64),
             Argument::U32(logits.vocab as u32),
-            Argument::Address(G::address(params)),
-            Argument::U32(u32::from(shared_params)),
+            Argument::Address(G::address(params.memory)),
+            Argument::U32(u32::from(params.shared)),
             Argument::U32((blocks * per_block) as u32),
             self.largest(),
             self.groups(),

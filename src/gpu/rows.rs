@@ -1,6 +1,6 @@
 //! A sampler's rows in device memory: parameters, positions, workspace.
 
-use super::launch::{Argument, Gpu, Kernels, Logits, Summaries};
+use super::launch::{Argument, Gpu, Kernels, Logits, Params, Summaries};
 use super::slices;
 use crate::device_params::DeviceParams;
 use crate::params::RowParams;
@@ -166,12 +166,17 @@ impl<G: Gpu> Rows<G> {
         let params_at = Argument::Address(G::address(&self.params));
         let kept = Argument::Address(G::address(&self.kept));
         let wide = Argument::Address(G::address(&self.wide));
+        let known = self.known.iter().map(|(params, _)| params);
+        let params = Params {
+            memory: &self.params,
+            shared: false,
+            weighed: known.clone().any(DeviceParams::is_weighed),
+        };
         // SAFETY: the caller vouches for the logits, and the summaries fit.
         unsafe {
             self.summaries
-                .read(gpu, kernels.slices, logits, &self.params, false, wide)?
+                .read(gpu, kernels.slices, logits, params, wide)?
         };
-        let known = self.known.iter().map(|(params, _)| params);
         let tried = known.clone().any(DeviceParams::is_tried);
         let looked_at = match vocab > CAPACITY {
             true => known.filter(|row| row.wants_look()).count(),

@@ -132,7 +132,11 @@ fn sampling_cases() -> Vec<Case> {
         }
     }
     cases.push(sample::<f32>("few of 40,000", &ranked, dense));
-    cases.push(sample::<f32>("halves", &halves(), dense));
+    let halves: Vec<_> = [(2, 2), (64, 64), (100, 60), (128, 128)]
+        .into_iter()
+        .flat_map(|(n, k)| halves(40_000, n, k))
+        .collect();
+    cases.push(sample::<f32>("halves", &halves, dense));
     cases.push(sample::<f32>(
         "many in few slices",
         &crowded(40_000, 64),
@@ -246,34 +250,21 @@ fn crowded(vocab: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
     all
 }
 
-/// Rows whose mass has to be known exactly: `n` equal tokens and a share of half of it, which the first `n` / 2 have, so that one more is kept or not.
-/// Mostly the same token is drawn either way. And, where two more are on the border, because one of them weighs next to nothing.
-fn halves() -> Vec<(Vec<f32>, SamplingParams)> {
+/// Rows of `n` tokens, equal ones or half of them `lighter` and with smaller ids. p is the share of the first half, or a little more or less: whether one more
+/// is kept has to be known exactly, but where the same token is drawn either way.
+fn halves(vocab: usize, n: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
     let mut all = Vec::new();
-    for (n, light) in [
-        (2, 0),
-        (4, 0),
-        (64, 0),
-        (100, 0),
-        (128, 0),
-        (2, 1),
-        (64, 1),
-        (128, 1),
-    ] {
-        let mut row = vec![-60.0; 40_000];
-        for i in 0..n {
-            row[(i * 7919 + 5) % 40_000] = 1.25;
+    for lighter in [1.25, 0.75] {
+        let mut row = vec![-60.0; vocab];
+        for i in 0..n / 2 {
+            let id = (i * 7919 + 5) % (vocab / 2);
+            row[id] = lighter;
+            row[id + vocab / 2] = 1.25;
         }
-        // Below the first half, and above the second.
-        for i in n..n + light {
-            row[(i * 7919 + 5) % 40_000] = -12.0;
-        }
-        for i in n / 2..n {
-            row[(i * 7919 + 5) % 40_000] -= 20.0 * light as f32;
-        }
+        let share = 1.0 / (1.0 + f64::from(lighter - 1.25).exp());
         for seed in 0..12 {
-            let p = if light > 0 { 1.0 - 1e-6 } else { 0.5 };
-            let params = SamplingParams::new().top_k(150).top_p(p).seed(seed);
+            let p = share + [0.0, 1e-7, -1e-7][seed as usize / 4];
+            let params = SamplingParams::new().top_k(k).top_p(p).seed(seed);
             all.push((row.clone(), params.order(TopKTopP::Joint)));
         }
     }
@@ -375,6 +366,7 @@ pub(super) fn waiting_draws() -> Vec<Case> {
     let many = |row: usize| (rows_of[row].clone(), new().top_k(2000));
     let without_tries = [crowded(20_000, 30), vec![many(5), many(13)]].concat();
     cases.push(sample::<f32>("without tries", &without_tries, place));
+    cases.push(sample::<f32>("halves", &halves(20_000, 64, 64), place));
     cases
 }
 

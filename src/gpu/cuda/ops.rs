@@ -2,7 +2,7 @@
 
 use super::{Cuda, address};
 use crate::device_params::DeviceParams;
-use crate::gpu::launch::{Argument, Gpu, Kernel, Kernels, Logits, Summaries};
+use crate::gpu::launch::{Argument, Gpu, Kernel, Kernels, Logits, Params, Summaries};
 use crate::gpu::{BLOCK, Unit, slices};
 use crate::ops::contiguous_rows;
 use crate::params::SamplingParams;
@@ -58,11 +58,16 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
             Argument::Address(to),
         ];
         let (read, softmax) = Kernels::of(logits.dtype)?.softmax;
+        let params = Params {
+            memory: &params,
+            shared: true,
+            weighed: true,
+        };
         let writers = rows * slices(vocab).div_ceil(SLICES_PER_WRITER);
         // SAFETY: the logits and the output are where the guards keep them, the rest was made here; the arguments are those
         // of `softmax_*` in kernels/softmax.hip.
         unsafe {
-            summaries.read(&gpu, read, &logits, &params, true, Argument::Address(0))?;
+            summaries.read(&gpu, read, &logits, params, Argument::Address(0))?;
             gpu.launch(softmax, [writers, 1], &arguments)?;
         }
     }
