@@ -3,7 +3,7 @@
 // Two launches, or more. `slices`, many blocks a row, reads the logits once (read.h). From what that leaves, one of three ways:
 //
 // - A small top-k, or min-p: `draw`, one block a row, finds out which tokens can be kept, gathers them in shared memory (gather.h), and draws by
-//   inverse CDF (draw.h). Rows without a filter and greedy ones are its work, too.
+//   inverse CDF (rank.h, draw.h). Rows without a filter and greedy ones are its work, too.
 // - Top-p, or a top-k that keeps much: `try` draws from all tokens, and asks of each token drawn whether it is kept, which is one sum over what is
 //   above it (try.h, above.h). Blocks share in that: of those that draw, where rows are few; where they are many, `try` is launched again to ask for those
 //   rows of which the slices do not tell. Where no try is kept, one of them searches (search.h).
@@ -121,6 +121,7 @@ DEVICE void draw_filtered(Row<T> &row, Ends ends, bool looked) {
     }
     if (listed && uniform(draw_from_list(row, estimated, low, kept))) return;
     barrier();
+    // A search needs to know it exactly.
     if (row.flags & MASS_ABOUT) {
         sum_again(row);
         u64 whole = block_sum(row.block, shares_of_thread(shared, Ruler(shared), row.mine));

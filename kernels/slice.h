@@ -163,7 +163,7 @@ DEVICE u64 mass_of(const Vector<T> *vectors, SliceScale s) {
 }
 
 // The same by floats, in a quarter of the instructions, to within 2^-17 of it. In parts of the mass: a weight is rounded by half a unit, 2^-18.5 in all 512;
-// the hardware's exp2, what it is asked for, sums of 16, and 64 of these rounded are each less than 2^-21 off.
+// its polynomial, the hardware's exp2, what that is asked for, sums of 16, and 64 of these rounded are each less than 2^-21 off.
 template <typename T>
 DEVICE u64 mass_about(const Vector<T> *vectors, SliceScale s) {
     const u32 fours = 4 / sizeof(T);

@@ -249,20 +249,23 @@ impl<G: Gpu> Summaries<G> {
         params: Params<G>,
         wide: Argument,
     ) -> Result<()> {
-        // They are not alone in it: on an H200 the two are as fast at seven eighths.
-        let (kernel, most) = match gpu.cache() {
-            Some(cache) if logits.bytes() > cache / 8 * 7 => (kernels.once, READING_BLOCKS),
-            Some(_) => (kernels.usual, CACHED_READING_BLOCKS),
-            None => (kernels.usual, READING_BLOCKS),
-        };
-        let whole_rounds =
-            most == CACHED_READING_BLOCKS && params.weighed && logits.dtype == DType::F32;
-        let per_block = (kernel.threads / gpu.wave()) as usize;
+        let per_block = (kernels.usual.threads / gpu.wave()) as usize;
         let each = slices(logits.vocab).div_ceil(per_block);
-        let most = most * logits.dtype.size_in_bytes() / size_of::<f32>();
-        let blocks = match whole_rounds {
-            true => (CACHED_WEIGHING_BLOCKS / logits.rows).clamp(1, each),
-            false => each.div_ceil((logits.rows * each / most).max(1)),
+        let at_most = |most: usize| {
+            let most = most * logits.dtype.size_in_bytes() / size_of::<f32>();
+            each.div_ceil((logits.rows * each / most).max(1))
+        };
+        let (kernel, blocks) = match gpu.cache() {
+            // They are not alone in it: on an H200 the two are as fast at seven eighths.
+            Some(cache) if logits.bytes() > cache / 8 * 7 => {
+                (kernels.once, at_most(READING_BLOCKS))
+            }
+            Some(_) if params.weighed && logits.dtype == DType::F32 => {
+                let blocks = CACHED_WEIGHING_BLOCKS / logits.rows;
+                (kernels.usual, blocks.clamp(1, each))
+            }
+            Some(_) => (kernels.usual, at_most(CACHED_READING_BLOCKS)),
+            None => (kernels.usual, at_most(READING_BLOCKS)),
         };
         let arguments = [
             Argument::Address(logits.address),
