@@ -351,6 +351,25 @@ fn crowded(vocab: usize) -> impl Iterator<Item = (String, Vec<f32>, Settings)> {
         .map(move |s| ("300 in a slice".to_string(), row.clone(), s))
 }
 
+/// Half of so many tokens have the share p, or so near to it that the row's mass has to be known exactly.
+fn halves(vocab: usize) -> Vec<(String, Vec<f32>, Settings)> {
+    let mut all = Vec::new();
+    for (tokens, k, lighter) in [(2, 2, 1.25), (64, 64, 0.75), (80, 60, 1.25), (80, 60, 0.75)] {
+        let mut row = vec![-60.0; vocab];
+        for i in 0..tokens / 2 {
+            let id = (i * 79 + 5) % (vocab / 2);
+            row[id] = lighter;
+            row[id + vocab / 2] = 1.25;
+        }
+        let share = 1.0 / (1.0 + f64::from(lighter - 1.25).exp());
+        for off in [0.0, 1e-7, -1e-7, 0.0, 1e-7, -1e-7] {
+            let settings = Settings::new(k, share + off, -1.0).order(Joint);
+            all.push((format!("halves of {tokens}"), row.clone(), settings));
+        }
+    }
+    all
+}
+
 #[test]
 #[ignore = "writes files for other harnesses"]
 fn write_expected_cases() -> Result<()> {
@@ -455,6 +474,8 @@ fn write_expected_cases() -> Result<()> {
         cases.sample_without_tries(&name, dtype, rows.clone())?;
         cases.sample(&name, dtype, 0, rows)?;
     }
+
+    cases.sample("sample-f32-2000-halves", DType::F32, 0, halves(2000))?;
 
     for (vocab, dtypes) in [
         (1, &[DType::F32][..]),
