@@ -30,7 +30,7 @@ DEVICE u32 room_of(u32 place) {
 
 // Draws from ranked tokens: a lane has so many of the first ones, of which the filters keep no others, and of all by id. No token, if the row's mass is
 // known `about`, and that does not tell. One wave's.
-template <u32 each, u32 each_id, bool about = false>
+template <u32 each, u32 each_id, bool about>
 DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ranked &ranked, u32 last) {
     u32 begin = lane_index() * each, token[each];
     u64 here[each], sum = 0, kept_mass = 0, limit = ~(u64)0;
@@ -93,16 +93,24 @@ DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ra
     return id;
 }
 
+// The same, however many there are. Each of the three gives `take` its token and ends there: a jump to where they meet would be over code that nobody has
+// fetched.
+template <bool about, typename F>
+DEVICE void draw_ranked(const Shared &shared, u32 flags, Ranked &ranked, u32 last, bool few_ids, bool few_ranks, F take) {
+    const u64 *keys = shared.list.keys;
+    if (few_ids)
+        take(draw_from_ranked<2, 2, about>(shared, flags, keys, ranked, last));
+    else if (few_ranks)
+        take(draw_from_ranked<2, RANKED / WAVE, about>(shared, flags, keys, ranked, last));
+    else
+        take(draw_from_ranked<RANKED / WAVE, RANKED / WAVE, about>(shared, flags, keys, ranked, last));
+}
+
 // The same where the row's mass is known about: writes the token, or says that this does not tell.
 OUT_OF_LINE bool draw_about(Shared &shared, u32 flags, Ranked &ranked, u32 last, bool few_ids, bool few_ranks) {
     if (wave_index() == 0) {
         u32 id;
-        if (few_ids)
-            id = draw_from_ranked<2, 2, true>(shared, flags, shared.list.keys, ranked, last);
-        else if (few_ranks)
-            id = draw_from_ranked<2, RANKED / WAVE, true>(shared, flags, shared.list.keys, ranked, last);
-        else
-            id = draw_from_ranked<RANKED / WAVE, RANKED / WAVE, true>(shared, flags, shared.list.keys, ranked, last);
+        draw_ranked<true>(shared, flags, ranked, last, few_ids, few_ranks, [&](u32 token) { id = token; });
         if (lane_index() == 0) {
             shared.sure = id != INVALID_TOKEN;
             if (shared.sure) place_token(shared, id);
@@ -179,11 +187,6 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
         leave();
         return true;
     }
-    if (few_ids)
-        write_token(shared, draw_from_ranked<2, 2>(shared, row.flags, list.keys, ranked, ranks));
-    else if (few_ranks)
-        write_token(shared, draw_from_ranked<2, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks));
-    else
-        write_token(shared, draw_from_ranked<RANKED / WAVE, RANKED / WAVE>(shared, row.flags, list.keys, ranked, ranks));
+    draw_ranked<false>(shared, row.flags, ranked, ranks, few_ids, few_ranks, [&](u32 token) { write_token(shared, token); });
     return true;
 }

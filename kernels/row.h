@@ -219,6 +219,13 @@ DEVICE u64 shares_of_thread(const Seen &seen, const Ruler &ruler, const Mine &mi
     return sum;
 }
 
+// Leaves the row's mass.
+template <typename T>
+DEVICE void leave_whole(Row<T> &row, Ruler ruler) {
+    u64 whole = block_sum(row.block, shares_of_thread(*row.shared, ruler, row.mine));
+    if (thread_index() == 0) row.shared->whole = whole;
+}
+
 // Four tokens of slice `j` a thread, for the first threads of the block; -inf for the others.
 template <typename T>
 DEVICE void load_by_block(const Row<T> &row, u32 j, float *z) {

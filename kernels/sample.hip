@@ -124,8 +124,7 @@ DEVICE void draw_filtered(Row<T> &row, Ends ends, bool looked) {
     // A search needs to know it exactly.
     if (row.flags & MASS_ABOUT) {
         sum_again(row);
-        u64 whole = block_sum(row.block, shares_of_thread(shared, Ruler(shared), row.mine));
-        if (thread_index() == 0) shared.whole = whole;
+        leave_whole(row, Ruler(shared));
     }
     u32 *room = (u32 *)shared.list.keys, weigh = row.flags & TOP_K ? BY_COUNT : BY_MASS;
     static_assert(ROOM_WORDS <= 2 * CAPACITY, "the candidates' room is enough");
@@ -229,10 +228,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
         return DONE;
     }
     // Otherwise it is summed while the k-th slice is sought.
-    if (!(row.flags & (BY_SLICES | BY_GROUPS))) {
-        u64 whole = block_sum(row.block, shares_of_thread(shared, ruler, row.mine));
-        if (thread_index() == 0) shared.whole = whole;
-    }
+    if (!(row.flags & (BY_SLICES | BY_GROUPS))) leave_whole(row, ruler);
     return SEARCH;
 }
 
