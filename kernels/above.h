@@ -27,10 +27,10 @@ DEVICE float threshold_of_four(Drawn drawn, u32 first) { return first + 4 <= dra
 // Slices of a block's part of the row that are gone through together.
 #define ASKED_SLICES 320u
 
-// What the waves of a block have found: at first what the slices hold that reach above each try; then what is above those that are asked for, as counts
-// and shares and, where these do not tell, exactly. And the groups to read for it.
+// What the waves of a block have found: at first what the slices tell of each try; then what is above those that are asked for, as counts and shares and,
+// where these do not tell, exactly. And the groups to read for it.
 struct Sums {
-    u64 bounds[WORDS][DRAWING_WAVES];
+    u64 most[TRIES];
     u32 about[WORDS][WAVES];
     u64 exact[TRIES][WAVES];
     u16 groups[ASKED_SLICES * GROUPS];
@@ -42,7 +42,8 @@ DEVICE Sums &sums_of(Shared &shared) { return *(Sums *)shared.list.keys; }
 // Floats and the hardware's exp2 tell what is above a try to within a margin. In parts of the whole: 2^-19 of each weight; 2^-16.7 where a lane adds up
 // 160 fours; 2^-17 where 2^14 lanes round to a share, and 2^-18 where 2^8 blocks round to fewer bits; and of the integers, half a unit of the slice for
 // each of its 512 tokens, 2^-18.5, and a unit of the row for each of 2^18 tokens, 2^-19.5. Together that is less than 2^-15. A larger vocabulary has up
-// to 2^17 lanes and 2^24 tokens: less than 2^-12.
+// to 2^17 lanes and 2^24 tokens: less than 2^-12. What slices tell is less off: 2^-15.5 where 64 lanes drop PLACED_BITS of a slice's mass, which is 2^26.5
+// or more, and 2^-21 where 2^9 slices drop what is less than a share.
 DEVICE u64 margin_of(const Seen &seen) { return seen.whole >> MARGIN_BITS << (seen.vocab > 1u << 18 ? 3 : 0); }
 
 // The weight of a logit where the row's largest weighs about 1.
@@ -62,7 +63,8 @@ DEVICE float weight_about(About about, float logit) { return exp2_about(orders_a
 #define SHARE_BITS 31
 
 DEVICE u32 share_unit(u64 whole) { return highest_bit(whole) + 1 - SHARE_BITS; }
-DEVICE u32 share_about(float sum, u64 whole) { return round_u32(sum * float_of((127 + FRACTION + HEADROOM - share_unit(whole)) << 23)); }
+// Of a weight of 1.
+DEVICE float shares_about(u64 whole) { return float_of((127 + FRACTION + HEADROOM - share_unit(whole)) << 23); }
 DEVICE u64 mass_of_share(u32 share, u64 whole) { return (u64)share << share_unit(whole); }
 
 // Lists those groups that reach above a try, of slice `j` and each `step` further on, ASKED_SLICES of them or to the row's end. `again`, if
@@ -129,7 +131,12 @@ DEVICE void sum_asked(Shared &shared) {
             lowest = tries >> d & 1 && key < lowest ? key : lowest;
         }
         About about = about_of(shared);
-        if (weigh == BY_COUNT) about = {0.0f, 0.0f, 0.0f};  // all weigh 1
+        float shares = in_register(shares_about(shared.whole));
+        if (weigh == BY_COUNT) {
+            // All weigh 1.
+            about = {0.0f, 0.0f, 0.0f};
+            shares = 1.0f;
+        }
         Drawn down_to = {key_id(lowest), key_logit(lowest), key_previous(lowest)};
         ROLLED for (u32 j = shared.part; j < shared.slices; j += ASKED_SLICES * step) {
             float above[TRIES] = {};
@@ -156,7 +163,7 @@ DEVICE void sum_asked(Shared &shared) {
             // A lane has the sum above each.
             u32 mine = lane_index() % TRIES, sum = 0;
             UNROLL for (u32 d = 0; d < TRIES; d++) {
-                u32 all = wave_sum(weigh == BY_COUNT ? (u32)above[d] : share_about(above[d], shared.whole));
+                u32 all = wave_sum(round_u32(above[d] * shares));
                 sum = mine == d ? all : sum;
             }
             u32 &all = sums.about[weigh * TRIES + mine][wave_index()];

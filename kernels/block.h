@@ -2,11 +2,15 @@
 #pragma once
 #include "slice.h"
 
-// For many rows the host compiles the kernels once more, with blocks half as large: they take longer, and a multiprocessor has twice as many of them.
-#ifndef MANY_ROWS
-#define MANY_ROWS 0
+// The host compiles what draws for few rows, whose blocks have the GPU to themselves, for some, and for many: then blocks are half as large, which takes
+// longer, and a multiprocessor has twice as many of them.
+#define FEW_ROWS 0
+#define SOME_ROWS 1
+#define MANY_ROWS 2
+#ifndef ROWS
+#define ROWS FEW_ROWS
 #endif
-#define BLOCK (MANY_ROWS ? 256u : 512u)
+#define BLOCK (ROWS == MANY_ROWS ? 256u : 512u)
 #define WAVES (BLOCK / WAVE)
 // Of so many things a block has each in a register: a thread one of every BLOCK.
 #define SLOTS 512u

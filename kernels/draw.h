@@ -5,12 +5,10 @@
 #include "read.h"
 
 // What draws need of the slices, where the masses of candidates will be. They are divided into runs, of one slice each if there are no more than
-// SLOTS; shares and largest logits are there only then.
+// SLOTS.
 struct Slices {
     u64 before[SLOTS];  // the sum of the runs before this one
     u64 heads[WAVE];    // the same of every so many runs, next to each other
-    u64 shares[SLOTS];  // of the row's mass
-    float largest[SLOTS];
     u64 total;
 };
 #define RUNS_OF_HEAD (SLOTS / WAVE)
@@ -30,8 +28,6 @@ DEVICE u64 sum_slices(Row<T> &row, const Ruler &ruler, bool all) {
         u64 sum = 0;
         if (all && run == 1) {
             sum = share(ruler, row.mine.largest[e], row.mine.mass[e]);
-            slices.shares[i] = sum;
-            slices.largest[i] = row.mine.largest[e];
         } else {
             u32 last = (i + 1) * run < shared.slices ? (i + 1) * run : shared.slices;
             ROLLED for (u32 j = i * run; j < last; j++) sum += all ? share_of(shared, ruler, j) : shared.kept[j];

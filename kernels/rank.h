@@ -1,8 +1,9 @@
 // A short list, as most are: its tokens are compared with each other all at once, and one wave walks them, in the order to find out which are kept, and by
 // id to draw one.
 //
-// Where p is a share of the row's mass and that is known about (slice.h), one token may be kept or not: in 6 rows of 10,000, by simulation of real ones. Mostly
-// the same is drawn with it and without. Where it is not, 3 rows of 100,000, their masses are summed, and they are searched (search.h).
+// Where p is a share of the row's mass and that is known about (slice.h), one token may be open, kept or not: in 6 rows of 10,000, by simulation of real ones.
+// Then that is looked at closely: mostly the same is drawn with it and without. Where it is not, 3 rows of 100,000, their masses are summed, and they are
+// searched (search.h).
 #pragma once
 #include "row.h"
 
@@ -28,9 +29,9 @@ DEVICE u32 room_of(u32 place) {
 #endif
 #define ABOUT_BITS (MARGIN_BITS + 2)
 
-// Draws from ranked tokens: a lane has so many of the first ones, of which the filters keep no others, and of all by id. No token, if the row's mass is
-// known `about`, and that does not tell. One wave's.
-template <u32 each, u32 each_id, bool about>
+// Draws from ranked tokens: a lane has so many of the first ones, of which the filters keep no others, and of all by id. No token, if one is open;
+// `closely`, if another would be drawn with it. One wave's.
+template <u32 each, u32 each_id, bool closely>
 DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ranked &ranked, u32 last) {
     u32 begin = lane_index() * each, token[each];
     u64 here[each], sum = 0, kept_mass = 0, limit = ~(u64)0;
@@ -43,8 +44,8 @@ DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ra
     if (flags & TOP_P) limit = nucleus_limit(shared.params.top_p, flags & RENORMALISED ? wave_sum(sum) : shared.whole);
     // Tokens that are kept if the row's mass is as much as it may be, not if it is as little.
     u32 open = 0;
-    u64 open_key = 0, open_mass = 0;
-    if (about) {
+    u64 first = above, open_key = 0, open_mass = 0;
+    if (closely) {
         u64 margin = shared.whole >> ABOUT_BITS, through = above, most = nucleus_limit(shared.params.top_p, shared.whole + margin);
         limit = nucleus_limit(shared.params.top_p, shared.whole - margin);
         UNROLL for (u32 c = 0; c < each; c++) {
@@ -57,10 +58,10 @@ DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ra
         open = wave_sum(open);
     }
     UNROLL for (u32 c = 0; c < each; c++) {
-        if (begin + c < last && above < limit && keys[token[c] & 0xffffu] > shared.least) {
-            kept_mass += here[c];
-            ranked.kept[room_of<each_id>(token[c] >> 16)] = here[c];
-        }
+        bool is_kept = begin + c < last && above < limit && keys[token[c] & 0xffffu] > shared.least;
+        kept_mass += is_kept ? here[c] : 0;
+        // For the second time, of what was kept before some may not be.
+        if (is_kept || (closely && begin + c < last)) ranked.kept[room_of<each_id>(token[c] >> 16)] = is_kept ? here[c] : 0;
         above += here[c];
     }
     kept_mass = wave_sum(kept_mass);
@@ -82,7 +83,17 @@ DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ra
         place += further;
     }
     u32 id = wave_max(drawn ? key_id(keys[ranked.by_id[lane_index() * each_id + place]]) : 0);
-    if (about && uniform(open)) {
+    if (!closely && flags & MASS_ABOUT) {
+        // So much, p times the margin and what was rounded, the limit is off at most.
+        u64 off = (shared.whole >> ABOUT_BITS) + 2, through = first - (limit - off);
+        bool is_open = false;
+        UNROLL for (u32 c = 0; c < each; c++) {
+            is_open = is_open || (begin + c < last && through <= 2 * off);
+            through += here[c];
+        }
+        if (vote(is_open)) id = INVALID_TOKEN;
+    }
+    if (closely && uniform(open)) {
         // With one more kept, the same may be drawn.
         open_key = wave_max(open_key);
         open_mass = wave_max(open_mass);
@@ -95,26 +106,31 @@ DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ra
 
 // The same, however many there are. Each of the three gives `take` its token and ends there: a jump to where they meet would be over code that nobody has
 // fetched.
-template <bool about, typename F>
+template <bool closely, typename F>
 DEVICE void draw_ranked(const Shared &shared, u32 flags, Ranked &ranked, u32 last, bool few_ids, bool few_ranks, F take) {
     const u64 *keys = shared.list.keys;
     if (few_ids)
-        take(draw_from_ranked<2, 2, about>(shared, flags, keys, ranked, last));
+        take(draw_from_ranked<2, 2, closely>(shared, flags, keys, ranked, last));
     else if (few_ranks)
-        take(draw_from_ranked<2, RANKED / WAVE, about>(shared, flags, keys, ranked, last));
+        take(draw_from_ranked<2, RANKED / WAVE, closely>(shared, flags, keys, ranked, last));
     else
-        take(draw_from_ranked<RANKED / WAVE, RANKED / WAVE, about>(shared, flags, keys, ranked, last));
+        take(draw_from_ranked<RANKED / WAVE, RANKED / WAVE, closely>(shared, flags, keys, ranked, last));
 }
 
-// The same where the row's mass is known about: writes the token, or says that this does not tell.
-OUT_OF_LINE bool draw_about(Shared &shared, u32 flags, Ranked &ranked, u32 last, bool few_ids, bool few_ranks) {
+// The token, if there is one. One thread's.
+DEVICE void place_if_sure(Shared &shared, u32 id) {
+    shared.sure = id != INVALID_TOKEN;
+    if (shared.sure) place_token(shared, id);
+}
+
+// The same where a token is open: writes the token, or says that this does not tell.
+OUT_OF_LINE bool draw_closely(Shared &shared, u32 flags, Ranked &ranked, u32 last, bool few_ids, bool few_ranks) {
+    // After all have read that it is.
+    barrier();
     if (wave_index() == 0) {
         u32 id;
         draw_ranked<true>(shared, flags, ranked, last, few_ids, few_ranks, [&](u32 token) { id = token; });
-        if (lane_index() == 0) {
-            shared.sure = id != INVALID_TOKEN;
-            if (shared.sure) place_token(shared, id);
-        }
+        if (lane_index() == 0) place_if_sure(shared, id);
     }
     // All have to know.
     barrier();
@@ -182,11 +198,18 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
         }
     }
     barrier();
-    if (row.flags & MASS_ABOUT) return draw_about(shared, row.flags, ranked, ranks, few_ids, few_ranks);
-    if (wave_index() > 0) {
+    bool about = row.flags & MASS_ABOUT;
+    if (wave_index() == 0) {
+        draw_ranked<false>(shared, row.flags, ranked, ranks, few_ids, few_ranks, [&](u32 token) {
+            if (!about) return write_token(shared, token);
+            if (lane_index() == 0) place_if_sure(shared, token);
+        });
+    } else if (!about) {
         leave();
-        return true;
     }
-    draw_ranked<false>(shared, row.flags, ranked, ranks, few_ids, few_ranks, [&](u32 token) { write_token(shared, token); });
+    if (!about) return true;
+    barrier();
+    if (!uniform(shared.sure)) return draw_closely(shared, row.flags, ranked, ranks, few_ids, few_ranks);
+    leave();
     return true;
 }

@@ -1,5 +1,6 @@
 // The first launch: the logits are read once. Of each slice of 512 tokens it leaves the largest logit and, where the row's parameters want
-// them, the mass and how far below that the groups of 16 are, in eight bits: to write them takes as long as their bytes.
+// them, the mass and how far below that the groups of 16 are, in eight bits: to write them takes as long as their bytes. Of few rows that are tried it
+// divides the mass (PLACED), in the room that a search will want.
 #pragma once
 #include "row.h"
 
@@ -91,9 +92,9 @@ DEVICE void write_group(u8 *groups, u32 drop) {
 
 // A wave takes every `step`-th slice. What hides the time that reads take is the number of waves: 48 of 32 lanes do it where 32 did not,
 // even if these asked for the next slice before they worked on the last.
-template <bool once, typename T>
+template <bool once, bool placed, typename T>
 DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *params, u32 shared_params, u32 step,
-                      float *largest, u8 *groups, u64 *mass, u64 *wide) {
+                      float *largest, u8 *groups, u64 *mass, u64 *kept, u64 *wide) {
     u32 slices = (vocab + SLICE - 1) / SLICE;
     u32 row = block_index(), j = block_index_y() * SLICES_PER_BLOCK + wave_index();
     if (j >= slices) return;
@@ -120,10 +121,16 @@ DEVICE void slices_of(const T *logits, i64 stride, u32 vocab, const RowParams *p
         if (wants_groups(flags)) write_group<once, T>(groups + (u64)at * GROUPS, drop_of(most, logit_of(of_group)));
         if (lane_index() == 0) largest[at] = most;
         if (wants_mass(flags)) {
-            u64 sum = 0;
+            Masses sums = {0, 0, 0};
             SliceScale s = slice_scale(scale, most, NEGLIGIBLE);
-            if (s.some) sum = flags & MASS ? mass_of(vectors, s) : mass_about(vectors, s);
-            if (lane_index() == 0) mass[at] = sum;
+            if (placed && flags & PLACED) {
+                float near = place_below(most, NEAR_ORDERS, scale.inverse), far = place_below(most, FAR_ORDERS, scale.inverse);
+                if (s.some) sums = masses_of(vectors, s, near, far);
+                if (lane_index() == 0) kept[at] = sums.near | (u64)sums.far << 32;
+            } else {
+                if (s.some) sums.all = flags & MASS ? mass_of(vectors, s) : mass_about(vectors, s);
+            }
+            if (lane_index() == 0) mass[at] = sums.all;
         }
     }
     if (wide && block_index_y() == 0 && wave_index() == 0) forget(wide_of(wide, row));

@@ -108,7 +108,7 @@ struct Seen : State {
     const GLOBAL float *largest;  // of each slice
     const GLOBAL u8 *groups;      // of each group, how far it is below that
     GLOBAL u64 *mass;             // of each slice
-    GLOBAL u64 *kept;             // of each slice, above a place
+    GLOBAL u64 *kept;             // of each slice, above a place; before a search, of rows with the flag PLACED, above two
     GLOBAL Wide *wide;
     RowParams params;
     Scratch scratch;
@@ -134,7 +134,7 @@ struct Shared : Seen {
     u64 shares[WAVES];  // of the row's mass, that the waves' slices have
     u32 slice_count;
     float bound;
-    bool sure;  // that the list's token is what the row's mass, known about, makes of it
+    bool sure;  // that the token drawn from a list is right, though the row's mass is known about
 };
 
 // A thread's slices, one of every BLOCK: their largest logits, -inf where there is no slice, and masses, where they are wanted.
@@ -172,6 +172,7 @@ struct Row {
     Block block;
     u32 flags;  // of its parameters
     Mine mine;
+    u64 placed;  // its slice's masses above two places, in rows with that flag
 };
 
 template <typename T>
@@ -274,5 +275,6 @@ DEVICE void sum_again(Row<T> &row) {
         if (lane_index() == 0) row.shared->mass[j] = sum;
     }
     barrier();
+    row.flags &= ~PLACED;
     row.mine = mine_of(*row.shared, row.flags);
 }

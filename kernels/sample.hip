@@ -10,8 +10,8 @@
 // - A top-k that is too large for the one and too small for the other: `look` comes before the draw. Its blocks, many a row, take a sample and set
 //   two pivots (aim.h), sum what is above them and list what is between (look.h). Among those, the last one to keep is found (search.h).
 //
-// In a batch whose rows go different ways, `try` does what `draw` does, and blocks leave what is not theirs. Where rows are more than a large GPU
-// has blocks at once, `draw` and `try` are those of a second compilation, in blocks half as large (block.h).
+// In a batch whose rows go different ways, `try` does what `draw` does, and blocks leave what is not theirs. It is compiled for few rows, for some and
+// for many; `draw` for many, too (block.h).
 //
 // What is drawn is docs/definition.md's, bit for bit; how the kept tokens are found is not part of it, and may change.
 #include "draw.h"
@@ -238,7 +238,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     SHARED Shared place;
     Shared &shared = held(place);
     u32 index = block_index(), part = block_index_y(), t = thread_index(), slices = (vocab + SLICE - 1) / SLICE;
-    bool asks = with_tries && stage == ASKED;
+    bool asks = with_tries && ROWS != FEW_ROWS && stage == ASKED;
     // What depends on no launch, but on the row: the last waves' work, which may have no slices to wait for.
     auto begin = [&] {
         u64 position = BLOCK - 1 - t <= TRIES ? read_shared_cache(positions + index) : 0;
@@ -270,7 +270,8 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     // All that is asked for at first is asked for before anything waits.
     const float *largest_of_row = largest + (u64)index * slices;
     flags = uniform(flags);
-    Row<T> row = {&shared, {&shared.scratch, 0}, flags, mine_of(largest_of_row, mass + (u64)index * slices, asks ? 0 : slices, flags)};
+    Row<T> row = {&shared, {&shared.scratch, 0}, flags, mine_of(largest_of_row, mass + (u64)index * slices, asks ? 0 : slices, flags), 0};
+    if (with_tries && ROWS == FEW_ROWS && flags & PLACED && t < slices) row.placed = kept[(u64)index * slices + t];
     GLOBAL Wide *mine = wide_of(wide, index);
     if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u32 *)(State *)&shared)[t] = ((const GLOBAL u32 *)mine)[t];
     if (asks && t < TRIED_WORDS) ((u32 *)&shared.tried)[t] = ((const GLOBAL u32 *)&mine->tried)[t];
@@ -357,13 +358,15 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
         look_of<T>(logits, stride, vocab, params, largest, groups, mass, kept, wide, blocks, all_rows);               \
     }
 
-#define DRAW_KERNELS(T)                                                                                               \
+#define DRAW_KERNEL(T)                                                                                                \
     KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
     draw_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,   \
              const u8 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids) {                          \
         draw_of<T, false>(logits, stride, vocab, params, positions, largest, groups, mass, kept, wide, after_look,    \
                           ids, 1, BY_ITS_BLOCKS);                                                                     \
-    }                                                                                                                 \
+    }
+
+#define TRY_KERNEL(T)                                                                                                 \
     KERNEL(BLOCK, 1024 / BLOCK)                                                                                       \
     try_##T(const T *logits, i64 stride, u32 vocab, const RowParams *params, u64 *positions, const float *largest,    \
             const u8 *groups, u64 *mass, u64 *kept, u64 *wide, u32 after_look, u32 *ids, u32 parts, u32 stage) {     \
@@ -371,8 +374,12 @@ DEVICE void look_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
                          ids, parts, stage);                                                                          \
     }
 
-// Rows are looked at by blocks of the usual size, so the host, which names a dtype, leaves the small ones out. Checks have both.
-#if !MANY_ROWS || !defined(LOGITS)
+// Some rows are looked at and drawn from by what few rows have, and many are looked at by it, so the host, which names a dtype, leaves that out. Checks have
+// everything.
+#if ROWS == FEW_ROWS || !defined(LOGITS)
 FOR_LOGITS(LOOK_KERNEL)
 #endif
-FOR_LOGITS(DRAW_KERNELS)
+#if ROWS != SOME_ROWS || !defined(LOGITS)
+FOR_LOGITS(DRAW_KERNEL)
+#endif
+FOR_LOGITS(TRY_KERNEL)

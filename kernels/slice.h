@@ -176,3 +176,29 @@ DEVICE u64 mass_about(const Vector<T> *vectors, SliceScale s) {
     }
     return wave_sum_wide(round_u32(sum * (float)(1u << FRACTION)));
 }
+
+// Two places so many binary orders of weight below a slice's largest logit, at which it is divided for tries (try.h). By simulation, these leave the fewest
+// in doubt. `order` is in logits.
+#define NEAR_ORDERS 3.0f
+#define FAR_ORDERS 6.0f
+DEVICE float place_below(float largest, float orders, float order) { return fma_f32(-orders, order, largest); }
+
+// A slice's mass; and of its tokens above the near place and above the far one, in units of so many bits, in which each fits 32.
+#define PLACED_BITS 5u
+struct Masses {
+    u64 all;
+    u32 near, far;
+};
+
+template <typename T>
+DEVICE Masses masses_of(const Vector<T> *vectors, SliceScale s, float near, float far) {
+    u32 all = 0, above_near = 0, above_far = 0;
+    UNROLL for (u32 i = 0; i < STEPS; i++) {
+        float z = token_of(vectors[i / TOKENS_OF_VECTOR].fours[i % TOKENS_OF_VECTOR / 4], i % 4);
+        u32 w = weight(s, z);
+        all += w;
+        above_near += z > near ? w : 0;
+        above_far += z > far ? w : 0;
+    }
+    return {wave_sum_wide(all), wave_sum(above_near >> PLACED_BITS), wave_sum(above_far >> PLACED_BITS)};
+}

@@ -1,51 +1,96 @@
 // Tries: tokens drawn from all, each of which is kept if little enough comes before it in the order. The slices' masses often tell at once that it
-// is, and the largest logits of groups where they do not; otherwise it is summed (above.h).
+// is, more often where they are divided (few rows), and the largest logits of groups where they do not (many); otherwise it is summed (above.h).
 #pragma once
 #include "above.h"
 
-// What the slices tell of the tries: they hold what is above one, and the try itself, in those slices that reach above it. Leaves the first try
-// without a doubt, and what is to be asked of those before it. Has a barrier at the end.
-DEVICE void bound_tries(Shared &shared, u32 flags) {
-    const Slices &slices = slices_of(shared);
+// What a slice tells of tries: its largest logit, and shares of the row's mass, all of the slice's and what is above its near and its far place.
+struct Told {
+    float largest;
+    u32 all, near, far;
+};
+
+// `placed` as the first read has left it, if the flags say so: few rows'.
+DEVICE Told told_of(const Ruler &ruler, float largest, u64 mass, u64 placed, u32 flags, u64 whole) {
+    SliceScale s = slice_scale(ruler.scale, largest, NEGLIGIBLE);
+    // A mass of the slice, with four bits more, without so many is a share.
+    u32 down = orders_down(s, ruler.unit) + share_unit(whole) + 4 - HEADROOM;
+    auto share = [&](u64 mass) { return s.some && down < 64 ? (u32)(mass << 4 >> down) : 0; };
+    u32 all = share(mass);
+    if (ROWS != FEW_ROWS || !(flags & PLACED)) return {largest, all, all, all};
+    return {largest, all, share((u64)(u32)placed << PLACED_BITS), share(placed >> 32 << PLACED_BITS)};
+}
+
+// What is told of a row's tries: how much may be above each, and how much is at least, where masses are divided; or how many tokens may be, for a top k.
+struct Bounds {
+    u32 most[TRIES], other[TRIES];
+};
+
+// Adds slice `j`: what it holds if it reaches above a try; or, from the place above which that is on, what is above that place. The try itself is held, in
+// its own slice. `order` is infinite where there are no places.
+DEVICE void add_slice(const Shared &shared, u32 flags, float order, u32 j, Told slice, Bounds &bounds) {
+    UNROLL for (u32 d = 0; d < TRIES; d++) {
+        const Try &drawn = shared.tried.drawn[d];
+        float threshold = drawn.id >= j * SLICE ? drawn.previous : drawn.logit;
+        u32 most = slice.all, least = 0;
+        if (ROWS == FEW_ROWS) {
+            bool in_near = threshold >= place_below(slice.largest, NEAR_ORDERS, order), in_far = threshold >= place_below(slice.largest, FAR_ORDERS, order);
+            most = in_near ? slice.near : in_far ? slice.far : slice.all;
+            least = in_near ? 0 : in_far ? slice.near : slice.far;
+        }
+        bool above = slice.largest > threshold;
+        bounds.most[d] += above ? most : 0;
+        bounds.other[d] += flags & TOP_K ? above * SLICE : least;
+    }
+}
+
+// What the slices tell of the tries. Leaves the first without a doubt, and what is to be asked of those before it. Has a barrier at the end.
+template <typename T>
+DEVICE void bound_tries(const Row<T> &row, const Ruler &ruler, const Told *told) {
+    Shared &shared = *row.shared;
     Sums &sums = sums_of(shared);
-    u32 t = opaque(thread_index()), wave = t / WAVE, lane = t % WAVE, part = wave % DRAWING_WAVES;
-    ROLLED for (u32 d = wave / DRAWING_WAVES; d < TRIES; d += BLOCK / DRAWING) {
-        u32 count = 0;
-        Drawn drawn = drawn_of(shared.tried.drawn[d]);
-        u64 mass = 0;
-        if (uniform(shared.slices <= SLOTS)) {
-            // Beyond the slices there is -inf.
-            UNROLL for (u32 j = t % DRAWING; j < SLOTS; j += DRAWING) {
-                bool above = slices.largest[j] > threshold_in(drawn, j);
-                mass += above ? slices.shares[j] : 0;
-                count += above;
-            }
-        } else {
-            ROLLED for (u32 j = t % DRAWING; j < shared.slices; j += DRAWING) {
-                bool above = shared.largest[j] > threshold_in(drawn, j);
-                mass += above ? share_of(shared, Ruler(shared), j) : 0;
-                count += above;
+    u32 flags = row.flags, t = opaque(thread_index()), lane = t % WAVE, word = lane % WORDS, shares = 0;
+    // Others have no slices.
+    if (uniform(wave_index() * WAVE < shared.slices)) {
+        float order = ROWS == FEW_ROWS && flags & PLACED ? shared.params.inverse : POS_INF;
+        Bounds bounds = {};
+        UNROLL for (u32 e = 0; e < EACH; e++) add_slice(shared, flags, order, e * BLOCK + t, told[e], bounds);
+        if (uniform(shared.slices > SLOTS)) {
+            ROLLED for (u32 j = SLOTS + t; j < shared.slices; j += BLOCK) {
+                u64 placed = ROWS == FEW_ROWS && flags & PLACED ? shared.kept[j] : 0;
+                add_slice(shared, flags, order, j, told_of(ruler, shared.largest[j], shared.mass[j], placed, flags, shared.whole), bounds);
             }
         }
-        if (flags & TOP_P) mass = wave_sum(mass);
-        if (flags & TOP_K) count = wave_sum(count);
-        if (lane == 0) {
-            sums.bounds[BY_COUNT * TRIES + d][part] = (u64)count * SLICE;
-            sums.bounds[BY_MASS * TRIES + d][part] = mass;
+        // A lane has a word.
+        UNROLL for (u32 d = 0; d < TRIES; d++) {
+            u32 other = wave_sum(bounds.other[d]), most = wave_sum(bounds.most[d]);
+            shares = word == d ? other : word == TRIES + d ? most : shares;
         }
     }
-    barrier();
-    if (wave == 0) {
-        u32 weigh = lane / TRIES % 2;
+    if (lane < WORDS) sums.about[word][wave_index()] = shares;
+    // One wave, which mostly has no slices, works out meanwhile what it will need.
+    bool judges = wave_index() == WAVES / 4 * 3, count = lane / TRIES % 2 == BY_COUNT, judged = false;
+    u64 whole = 0, margin = 0, limit = 0, own = 0;
+    u32 refused = 0;
+    if (judges) {
         const Try &drawn = shared.tried.drawn[lane % TRIES];
-        u64 most = 0, own = drawn.own[weigh], limit = limit_of(shared.params, shared.whole, weigh);
-        UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) most += sums.bounds[lane % WORDS][i];
-        bool judged = lane < WORDS && is_judged(flags, weigh);
+        whole = shared.whole;
+        margin = margin_of(shared);
+        // Words for a top k have its limit; without one, they have the least above.
+        limit = limit_of(shared.params, whole, count && flags & TOP_K ? BY_COUNT : BY_MASS);
+        own = drawn.own[lane / TRIES % 2];
+        judged = lane < WORDS && is_judged(flags, lane / TRIES % 2);
         // What is not above it weighs no more than if all tokens weighed what it does, and what may have been rounded off: if p leaves out more, it is
         // reached before.
-        bool far = judged && weigh == BY_MASS && (own + (1u << HEADROOM)) * shared.vocab + margin_of(shared) < shared.whole - limit;
-        u32 refused = (u32)vote(lane < TRIES && drawn.key <= shared.least) | (u32)vote(far) >> BY_MASS * TRIES;
-        u32 words = (u32)vote(judged && most - own >= limit) & ~(refused | refused << TRIES);
+        bool far = judged && !count && (own + (1u << HEADROOM)) * shared.vocab + margin < whole - limit;
+        refused = opaque((u32)vote(lane < TRIES && drawn.key <= shared.least) | (u32)vote(far) >> BY_MASS * TRIES);
+    }
+    barrier();
+    if (judges) {
+        u32 sum = sum_of_waves(sums);
+        u64 mass = mass_of_share(sum, whole), most = (count ? sum : mass + margin) - own;
+        refused |= (u32)vote(lane < TRIES && (flags & (TOP_K | TOP_P)) == TOP_P && mass >= limit + margin);
+        u32 words = (u32)vote(judged && most >= limit) & ~(refused | refused << TRIES);
+        if (lane >= TRIES && lane < WORDS) sums.most[lane - TRIES] = most;
         settle(shared, ~(words | words >> TRIES | refused) & EACH_TRY, words, TRIES);
     }
     barrier();
@@ -97,18 +142,18 @@ DEVICE void bound_by_groups(Shared &shared) {
     }
     // A lane has a word: of each try, what is not above it, and then what is.
     u32 lane = opaque(thread_index()) % WAVE, word = lane % WORDS, shares = 0;
+    float share = shares_about(whole);
     UNROLL for (u32 d = 0; d < TRIES; d++) {
-        u32 not_above = wave_sum(share_about(below[d], whole)), is_above = wave_sum(share_about(above[d], whole));
+        u32 not_above = wave_sum(round_u32(below[d] * share)), is_above = wave_sum(round_u32(above[d] * share));
         shares = word == d ? not_above : word == TRIES + d ? is_above : shares;
     }
     if (lane < WORDS) sums.about[word][wave_index()] = shares;
     barrier();
     if (wave_index() == 0) {
-        u64 not_above = mass_of_share(sum_of_waves(sums), whole), least = shuffle_xor_u64(not_above, TRIES), most = 0;
+        u64 not_above = mass_of_share(sum_of_waves(sums), whole), least = shuffle_xor_u64(not_above, TRIES);
         u64 margin = margin_of(shared), limit = nucleus_limit(shared.params.top_p, whole);
         u32 d = lane % TRIES;
-        UNROLL for (u32 i = 0; i < DRAWING_WAVES; i++) most += sums.bounds[BY_MASS * TRIES + d][i];
-        most -= shared.tried.drawn[d].own[BY_MASS];
+        u64 most = sums.most[d];
         bool open = lane < TRIES && asked >> d & 1 && least < limit + margin;
         bool surely = most + margin - (not_above < most ? not_above : most) < limit;
         settle(shared, (u32)vote(open && surely), (u32)vote(open && !surely) << BY_MASS * TRIES, kept);
@@ -175,12 +220,14 @@ template <typename T>
 DEVICE Next draw_tries(Row<T> &row, const Ruler &ruler, u32 stage) {
     Shared &shared = *row.shared;
     u64 whole = sum_slices(row, ruler, true);
+    Told told[EACH];
+    UNROLL for (u32 e = 0; e < EACH; e++) told[e] = told_of(ruler, row.mine.largest[e], row.mine.mass[e], row.placed, row.flags, whole);
     draw_by_slices<T>(shared, row.block, shared.random, TRIES, whole, true, 0, shared.tried.drawn);
-    bound_tries(shared, row.flags);
-    bool by_groups = stage == TO_BE_BOUNDED && !(row.flags & TOP_K);
+    bound_tries(row, ruler, told);
+    bool by_groups = ROWS != FEW_ROWS && stage == TO_BE_BOUNDED && !(row.flags & TOP_K);
     if (by_groups && uniform(shared.tried.words != 0)) bound_by_groups(shared);
     if (uniform(shared.tried.words) == 0) return shared.part ? done() : draw_kept(shared);
-    if (stage == BY_ITS_BLOCKS) return ASK;
+    if (ROWS == FEW_ROWS || stage == BY_ITS_BLOCKS) return ASK;
     leave_to_be_asked(shared);
     return done();
 }

@@ -36,6 +36,8 @@ pub(crate) const BY_GROUPS: u32 = 128;
 pub(crate) const MASS: u32 = 256;
 /// The same as what p is a share of, for a few tokens: floats mostly tell which of them are kept.
 pub(crate) const MASS_ABOUT: u32 = 512;
+/// Of few rows that are tried: slices tell their masses above two places, too.
+pub(crate) const PLACED: u32 = 1024;
 
 /// A top-k up to here is bounded by largest logits, if it is not more than seven eighths of these.
 const MAX_K_BOUNDED: usize = 160;
@@ -43,8 +45,8 @@ const MAX_K_BOUNDED: usize = 160;
 const GROUP: usize = 16;
 
 impl DeviceParams {
-    /// `about`: the row's mass need only be known about, where that mostly tells.
-    pub(crate) fn new(row: &RowParams, vocab: usize, about: bool) -> Self {
+    /// `few`: the row is one of few.
+    pub(crate) fn new(row: &RowParams, vocab: usize, few: bool) -> Self {
         Self {
             scale: row.scale,
             inverse: row.inverse,
@@ -52,7 +54,7 @@ impl DeviceParams {
             top_k: row.top_k,
             top_p: row.top_p.unwrap_or(0),
             seed: row.seed,
-            flags: flags(row, vocab, about),
+            flags: flags(row, vocab, few),
             unused: 0,
         }
     }
@@ -69,6 +71,12 @@ impl DeviceParams {
         self.flags & (MASS | MASS_ABOUT) != 0
     }
 
+    /// Whether slices' masses are divided, as few rows' are that are tried.
+    #[cfg(any(feature = "cuda", feature = "hip"))]
+    pub(crate) fn is_placed(&self) -> bool {
+        self.flags & PLACED != 0
+    }
+
     /// Whether tokens are drawn from the whole row first.
     #[cfg(any(feature = "cuda", feature = "hip"))]
     pub(crate) fn is_tried(&self) -> bool {
@@ -82,7 +90,7 @@ impl DeviceParams {
     }
 }
 
-fn flags(row: &RowParams, vocab: usize, about: bool) -> u32 {
+fn flags(row: &RowParams, vocab: usize, few: bool) -> u32 {
     if row.greedy {
         return GREEDY;
     }
@@ -93,7 +101,7 @@ fn flags(row: &RowParams, vocab: usize, about: bool) -> u32 {
     let (renormalised, tried) = (row.is_renormalised(vocab), row.tries(vocab));
     let min_p = row.min_p_offset > f32::NEG_INFINITY;
     let share = row.top_p.is_some() && !renormalised;
-    let about = about && share && (by_slices || by_groups) && !tried;
+    let about = share && (by_slices || by_groups) && !tried;
     [
         (RENORMALISED, renormalised),
         (TOP_K, k.is_some()),
@@ -104,6 +112,7 @@ fn flags(row: &RowParams, vocab: usize, about: bool) -> u32 {
         (BY_GROUPS, by_groups),
         (MASS, (share && !about) || tried || (k.is_none() && !min_p)),
         (MASS_ABOUT, about),
+        (PLACED, few && tried),
     ]
     .into_iter()
     .map(|(flag, is_so)| if is_so { flag } else { 0 })
@@ -120,7 +129,7 @@ mod tests {
     fn parameters_lie_where_the_kernels_look() {
         let params = SamplingParams::new().top_k(7).top_p(0.5).seed(9);
         let params = params.resolve().unwrap();
-        let words = DeviceParams::new(&params, 10, true).words();
+        let words = DeviceParams::new(&params, 10, false).words();
         assert_eq!(words[0] as u32, params.scale.to_bits());
         assert_eq!(words[1], u64::from(f32::NEG_INFINITY.to_bits()) | 7 << 32);
         let flags = TOP_K | TOP_P | RENORMALISED;
@@ -141,6 +150,7 @@ mod tests {
             ("BY_GROUPS", BY_GROUPS),
             ("MASS", MASS),
             ("MASS_ABOUT", MASS_ABOUT),
+            ("PLACED", PLACED),
         ] {
             assert!(
                 source.contains(&format!("\n#define {name} {flag}u")),
@@ -172,16 +182,16 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                flags(&params.resolve().unwrap(), 152_000, true),
+                flags(&params.resolve().unwrap(), 152_000, false),
                 expected,
                 "{params:?}"
             );
         }
-        let joint = p().top_k(50).top_p(0.9).order(TopKTopP::Joint);
-        let joint = flags(&joint.resolve().unwrap(), 152_000, false);
-        assert_eq!(joint, TOP_K | TOP_P | BY_SLICES | MASS);
+        let few = |params: SamplingParams| flags(&params.resolve().unwrap(), 152_000, true);
+        assert_eq!(few(p().top_p(0.9)), TOP_P | TRIED | MASS | PLACED);
+        assert_eq!(few(p()), MASS);
         // Of 10 slices, seven eighths are 8; of 63 groups, 55.
-        let top_k = |k, vocab| flags(&p().top_k(k).resolve().unwrap(), vocab, true);
+        let top_k = |k, vocab| flags(&p().top_k(k).resolve().unwrap(), vocab, false);
         assert_eq!(top_k(8, 5000), TOP_K | BY_SLICES);
         assert_eq!(top_k(9, 5000), TOP_K | BY_GROUPS);
         assert_eq!(top_k(160, 5000), TOP_K | BY_GROUPS);

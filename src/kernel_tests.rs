@@ -97,18 +97,20 @@ impl Harness {
     }
 }
 
-/// The usual blocks; and small ones, with a margin for which nothing that is asked of tries is clear before it is summed exactly.
-const UNITS: [&[&str]; 2] = [&[], &["-DMANY_ROWS=1", "-DMARGIN_BITS=1"]];
+/// What draws from few rows; from some; and from many, with a margin for which nothing that is asked of tries is clear before it is summed exactly.
+const FEW: &[&str] = &[];
+const SOME: &[&str] = &["-DROWS=SOME_ROWS"];
+const MANY: &[&str] = &["-DROWS=MANY_ROWS", "-DMARGIN_BITS=1"];
 
-fn check(wave: u32, many_rows: bool) {
+fn check(wave: u32, unit: &[&str]) {
     let sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-    let flags = [&sanitizers, UNITS[usize::from(many_rows)]].concat();
-    let name = format!("wave-{wave}-{many_rows}");
+    let flags = [&sanitizers, unit].concat();
+    let name = format!("wave-{wave}{}", unit.concat());
     let Some(harness) = Harness::compile(&name, wave, &flags) else {
         return;
     };
-    // The small blocks' unit has no other kernels.
-    let cases = &CASES[..if many_rows { *SAMPLING } else { CASES.len() }];
+    // The other units have no other kernels.
+    let cases = &CASES[..if unit == FEW { CASES.len() } else { *SAMPLING }];
     harness.write(cases);
     for seed in 1..4 {
         let got = harness.run(seed, &[]).unwrap_or_else(|e| panic!("{e}"));
@@ -122,7 +124,7 @@ fn check(wave: u32, many_rows: bool) {
                 let row = rows.get(i).map_or("", String::as_str);
                 assert!(
                     got == want,
-                    "{name}, wave {wave}, small blocks {many_rows}, order {seed}: result {i} is {got:x?}, not {want:x?} {row}"
+                    "{name}, wave {wave}, {unit:?}, order {seed}: result {i} is {got:x?}, not {want:x?} {row}"
                 );
             }
         }
@@ -132,29 +134,39 @@ fn check(wave: u32, many_rows: bool) {
 
 #[test]
 fn kernels_equal_the_reference_in_waves_of_32() {
-    check(32, false);
+    check(32, FEW);
 }
 
 #[test]
 fn kernels_equal_the_reference_in_waves_of_64() {
-    check(64, false);
+    check(64, FEW);
 }
 
 #[test]
-fn small_blocks_equal_the_reference_in_waves_of_32() {
-    check(32, true);
+fn kernels_for_some_rows_equal_the_reference_in_waves_of_32() {
+    check(32, SOME);
 }
 
 #[test]
-fn small_blocks_equal_the_reference_in_waves_of_64() {
-    check(64, true);
+fn kernels_for_some_rows_equal_the_reference_in_waves_of_64() {
+    check(64, SOME);
+}
+
+#[test]
+fn kernels_for_many_rows_equal_the_reference_in_waves_of_32() {
+    check(32, MANY);
+}
+
+#[test]
+fn kernels_for_many_rows_equal_the_reference_in_waves_of_64() {
+    check(64, MANY);
 }
 
 /// Whatever the threads of a block do in shared memory, barriers order it, but for writes that leave a value as it is. That this is noticed where
 /// it is not so, a barrier left out shows.
 #[test]
 fn barriers_order_all_accesses_to_shared_memory() {
-    for (i, unit) in UNITS.iter().enumerate() {
+    for (i, unit) in [FEW, SOME, MANY].iter().enumerate() {
         let flags = [&[RACES], *unit].concat();
         let Some(harness) = Harness::compile(&format!("races-{i}"), 32, &flags) else {
             return;
@@ -196,9 +208,9 @@ fn barriers() -> Vec<[String; 2]> {
 /// The harness can fail: whichever barrier is left out, some order of waves gives a wrong result or no end.
 #[test]
 fn a_missing_barrier_is_noticed() {
-    let usual = Harness::compile("without", 32, UNITS[0]);
-    let many_rows = Harness::compile("without-many-rows", 32, UNITS[1]);
-    let (Some(usual), Some(many_rows)) = (usual, many_rows) else {
+    let few_rows = Harness::compile("without", 32, FEW);
+    let many_rows = Harness::compile("without-many-rows", 32, MANY);
+    let (Some(few_rows), Some(many_rows)) = (few_rows, many_rows) else {
         return;
     };
     let want = |cases: &[Case]| -> Vec<u8> { cases.iter().flat_map(|c| c.want.clone()).collect() };
@@ -206,14 +218,14 @@ fn a_missing_barrier_is_noticed() {
     many_rows.write(&draws);
     let want_of_many = want(&draws);
     let cases: Vec<_> = draws.into_iter().chain(waiting_ops()).collect();
-    usual.write(&cases);
-    let units = [(usual, want(&cases)), (many_rows, want_of_many)];
+    few_rows.write(&cases);
+    let units = [(few_rows, want(&cases)), (many_rows, want_of_many)];
     for (harness, want) in &units {
         let got = harness.run(1, &[]);
         assert!(got.as_ref() == Ok(want), "with all of them");
     }
     let barriers = barriers();
-    // Some are passed by small blocks alone.
+    // Some are passed by those for many rows alone.
     let wrong = |barrier: &&[String; 2]| {
         units.iter().any(|(harness, want)| {
             (1..10).any(|seed| harness.run(seed, &barrier[..]).as_ref() != Ok(want))

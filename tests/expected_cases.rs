@@ -370,6 +370,25 @@ fn halves(vocab: usize) -> Vec<(String, Vec<f32>, Settings)> {
     all
 }
 
+/// As many as are few: the second token, which is not kept, is its slice's first and largest; and ordinary ones, of which slices tell some.
+fn few(vocab: usize) -> Vec<(String, Vec<f32>, Settings)> {
+    let mut first = vec![-30.0; vocab];
+    (first[700], first[1024]) = (0.0, -0.6);
+    let mut all = vec![
+        (
+            "first of a slice".to_owned(),
+            first,
+            Settings::new(0, 0.5, -1.0)
+        );
+        8
+    ];
+    for i in 0..8 {
+        let row = normal(&mut rng(i), vocab, 3.0);
+        all.push(("normal".to_owned(), row, Settings::new(0, 0.9, -1.0)));
+    }
+    all
+}
+
 #[test]
 #[ignore = "writes files for other harnesses"]
 fn write_expected_cases() -> Result<()> {
@@ -476,6 +495,7 @@ fn write_expected_cases() -> Result<()> {
     }
 
     cases.sample("sample-f32-2000-halves", DType::F32, 0, halves(2000))?;
+    cases.sample("sample-f32-5120-few", DType::F32, 0, few(5120))?;
 
     for (vocab, dtypes) in [
         (1, &[DType::F32][..]),

@@ -111,17 +111,19 @@ pub(crate) struct Kernels {
     pub(super) slices: Reading,
     pub(super) look: Kernel,
     pub(super) few_rows: Drawing,
+    pub(super) some_rows: Drawing,
     pub(super) many_rows: Drawing,
     /// In the order of their launches.
     #[cfg(feature = "cuda")]
     pub(crate) softmax: (Reading, Kernel),
 }
 
-/// The first read: of rows that the cache has room for, and of more.
+/// The first read: of rows that the cache has room for, of more, and of few that are tried.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
     pub(super) usual: Kernel,
     pub(super) once: Kernel,
+    pub(super) placed: Kernel,
 }
 
 /// Those that draw, without tries or with them.
@@ -133,24 +135,27 @@ pub(super) struct Drawing {
 
 macro_rules! kernels {
     ($dtype:literal) => {{
-        const fn drawing(unit: Unit, threads: u32) -> Drawing {
+        const fn drawing(draw: Unit, r#try: Unit, threads: u32) -> Drawing {
             Drawing {
-                draw: Kernel::new(concat!("draw_", $dtype), unit, threads),
-                r#try: Kernel::new(concat!("try_", $dtype), unit, threads),
+                draw: Kernel::new(concat!("draw_", $dtype), draw, threads),
+                r#try: Kernel::new(concat!("try_", $dtype), r#try, threads),
             }
         }
         const fn reading(unit: Unit) -> Reading {
             Reading {
                 usual: Kernel::new(concat!("slices_", $dtype), unit, READ_BLOCK),
                 once: Kernel::new(concat!("slices_once_", $dtype), unit, READ_BLOCK),
+                placed: Kernel::new(concat!("slices_placed_", $dtype), unit, READ_BLOCK),
             }
         }
         const SAMPLERS: Unit = Unit::Samplers($dtype);
+        const MANY_ROWS: Unit = Unit::ManyRows($dtype);
         Kernels {
             slices: reading(SAMPLERS),
             look: Kernel::new(concat!("look_", $dtype), SAMPLERS, BLOCK),
-            few_rows: drawing(SAMPLERS, BLOCK),
-            many_rows: drawing(Unit::ManyRows($dtype), SMALL_BLOCK),
+            few_rows: drawing(SAMPLERS, SAMPLERS, BLOCK),
+            some_rows: drawing(SAMPLERS, Unit::SomeRows($dtype), BLOCK),
+            many_rows: drawing(MANY_ROWS, MANY_ROWS, SMALL_BLOCK),
             #[cfg(feature = "cuda")]
             softmax: (
                 reading(Unit::Ops),
@@ -195,6 +200,8 @@ pub(crate) struct Params<'a, G: Gpu> {
     pub(crate) shared: bool,
     /// Whether some row's mass is wanted.
     pub(crate) weighed: bool,
+    /// Whether some row's masses are divided.
+    pub(crate) placed: bool,
 }
 
 /// What the first read leaves of each slice of each row.
@@ -236,7 +243,7 @@ impl<G: Gpu> Summaries<G> {
     }
 
     /// The first read of kernels/read.h, by a unit's `slices_*` or `slices_once_*`: every slice's largest logit and, where the parameters
-    /// want it, its mass. `wide` is where a look at the rows will leave something, or 0.
+    /// want it, its mass; in `kept`, how that is divided. `wide` is where a look at the rows will leave something. Either may be 0 where nobody wants it.
     ///
     /// # Safety
     ///
@@ -247,6 +254,7 @@ impl<G: Gpu> Summaries<G> {
         kernels: Reading,
         logits: &Logits,
         params: Params<G>,
+        kept: Argument,
         wide: Argument,
     ) -> Result<()> {
         let per_block = (kernels.usual.threads / gpu.wave()) as usize;
@@ -255,7 +263,7 @@ impl<G: Gpu> Summaries<G> {
             let most = most * logits.dtype.size_in_bytes() / size_of::<f32>();
             each.div_ceil((logits.rows * each / most).max(1))
         };
-        let (kernel, blocks) = match gpu.cache() {
+        let (usual, blocks) = match gpu.cache() {
             // They are not alone in it: on an H200 the two are as fast at seven eighths.
             Some(cache) if logits.bytes() > cache / 8 * 7 => {
                 (kernels.once, at_most(READING_BLOCKS))
@@ -267,6 +275,10 @@ impl<G: Gpu> Summaries<G> {
             Some(_) => (kernels.usual, at_most(CACHED_READING_BLOCKS)),
             None => (kernels.usual, at_most(READING_BLOCKS)),
         };
+        let kernel = match params.placed {
+            true => kernels.placed,
+            false => usual,
+        };
         let arguments = [
             Argument::Address(logits.address),
             Argument::I64(logits.stride as i64),
@@ -277,6 +289,7 @@ impl<G: Gpu> Summaries<G> {
             self.largest(),
             self.groups(),
             self.mass(),
+            kept,
             wide,
         ];
         // SAFETY: the arguments are those of `slices_*`; the caller vouches for the addresses.

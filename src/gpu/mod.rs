@@ -40,8 +40,10 @@ enum Unit {
     // Candle has tensors on CUDA devices alone.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     Ops,
-    /// The samplers for a dtype of logits, which goes by its name in the kernels.
+    /// The samplers for a dtype of logits, which goes by its name in the kernels; what draws from tries, for few rows.
     Samplers(&'static str),
+    /// What draws from tries, for more rows.
+    SomeRows(&'static str),
     /// What draws, in blocks of [`SMALL_BLOCK`].
     ManyRows(&'static str),
 }
@@ -52,7 +54,8 @@ impl Unit {
         match self {
             Self::Ops => vec![],
             Self::Samplers(dtype) => vec![format!("-DLOGITS={dtype}")],
-            Self::ManyRows(dtype) => vec![format!("-DLOGITS={dtype}"), "-DMANY_ROWS=1".to_owned()],
+            Self::SomeRows(dtype) => vec![format!("-DLOGITS={dtype}"), "-DROWS=SOME_ROWS".into()],
+            Self::ManyRows(dtype) => vec![format!("-DLOGITS={dtype}"), "-DROWS=MANY_ROWS".into()],
         }
     }
 
@@ -61,7 +64,7 @@ impl Unit {
         let kernels = match self {
             Self::Ops => &[SLICES, SOFTMAX, PREFIX_SUM][..],
             Self::Samplers(_) => &[SLICES, SAMPLE],
-            Self::ManyRows(_) => &[SAMPLE],
+            Self::SomeRows(_) | Self::ManyRows(_) => &[SAMPLE],
         };
         let lines = HEADERS.iter().chain(kernels).flat_map(|file| file.lines());
         let lines =
@@ -111,17 +114,18 @@ mod tests {
         assert!(!source.contains("#include \"definition.h\""));
         for (unit, kernels) in [
             (Unit::Ops, "SLICES SOFTMAX PREFIX_SUM"),
-            (Unit::Samplers("f32"), "SLICES LOOK DRAW"),
-            (Unit::ManyRows("f32"), "LOOK DRAW"),
+            (Unit::Samplers("f32"), "SLICES LOOK DRAW TRY"),
+            (Unit::SomeRows("f32"), "LOOK DRAW TRY"),
+            (Unit::ManyRows("f32"), "LOOK DRAW TRY"),
         ] {
             let source = unit.source();
-            for kernel in ["SLICES", "SOFTMAX", "PREFIX_SUM", "LOOK", "DRAW"] {
+            for kernel in ["SLICES", "SOFTMAX", "PREFIX_SUM", "LOOK", "DRAW", "TRY"] {
                 let has = source.contains(&format!("#define {kernel}_KERNEL"));
                 let wanted = kernels.split(' ').any(|wanted| wanted == kernel);
                 assert_eq!(has, wanted, "{unit:?}: {kernel}");
             }
         }
-        let blocks = format!("#define BLOCK (MANY_ROWS ? {SMALL_BLOCK}u : {BLOCK}u)");
+        let blocks = format!("#define BLOCK (ROWS == MANY_ROWS ? {SMALL_BLOCK}u : {BLOCK}u)");
         assert!(source.contains(&blocks));
         assert!(source.contains(&format!("#define READ_BLOCK {READ_BLOCK}u")));
         assert!(source.contains(&format!("#define SLICE {SLICE}u")));

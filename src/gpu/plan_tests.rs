@@ -122,8 +122,14 @@ impl Gpu for Recorder {
             bail!("no launches today")
         }
         let arguments: Vec<Value> = arguments.iter().map(describe).collect();
-        let step =
-            json!({ "launch": name, "grid": grid, "threads": threads, "arguments": arguments });
+        let rows = match unit {
+            Unit::SomeRows(_) => "SOME_ROWS",
+            Unit::ManyRows(_) => "MANY_ROWS",
+            Unit::Ops | Unit::Samplers(_) => "FEW_ROWS",
+        };
+        let step = json!({
+            "launch": name, "rows": rows, "grid": grid, "threads": threads, "arguments": arguments,
+        });
         self.steps.borrow_mut().push(step);
         self.units.borrow_mut().push(unit);
         Ok(())
@@ -157,7 +163,7 @@ fn params(seeds: &[u64]) -> Vec<RowParams> {
 }
 
 fn words(params: &[RowParams]) -> Vec<u64> {
-    let words = |row| DeviceParams::new(row, 5000, false).words();
+    let words = |row| DeviceParams::new(row, 5000, true).words();
     params.iter().flat_map(words).collect()
 }
 
@@ -170,13 +176,15 @@ fn launches(blocks: usize, per_block: usize) -> [Value; 2] {
     let (stride, vocab) = (json!(["i64", 5003]), json!(["u32", 5000]));
     [
         json!({
-            "launch": "slices_bf16",
+            "launch": "slices_placed_bf16",
+            "rows": "FEW_ROWS",
             "grid": [3, blocks],
             "threads": 128,
-            "arguments": [logits, stride, vocab, params, ["u32", 0], ["u32", blocks * per_block], largest, groups, mass, wide],
+            "arguments": [logits, stride, vocab, params, ["u32", 0], ["u32", blocks * per_block], largest, groups, mass, kept, wide],
         }),
         json!({
             "launch": "try_bf16",
+            "rows": "FEW_ROWS",
             "grid": [3, 10],
             "threads": 512,
             "arguments": [
@@ -242,7 +250,7 @@ fn what_draws_depends_on_the_parameters_and_the_vocabulary() {
     let (many, tried) = (new().top_k(161), new().top_p(0.9));
     for (more, launches) in [
         (vec![many.clone()], vec!["slices", "look", "draw"]),
-        (vec![tried.clone(); 3], vec!["slices", "try"]),
+        (vec![tried.clone(); 3], vec!["slices_placed", "try"]),
         (vec![tried.clone(); 12], vec!["slices", "try", "try"]),
         (
             [vec![many; 12], vec![tried]].concat(),
@@ -251,7 +259,7 @@ fn what_draws_depends_on_the_parameters_and_the_vocabulary() {
     ] {
         let rows = [&few[..], &more].concat();
         assert_eq!(names(5000, &rows), launches);
-        assert_eq!(names(3584, &rows), ["slices", *launches.last().unwrap()]);
+        assert_eq!(names(3584, &rows), [launches[0], launches.last().unwrap()]);
     }
 }
 
@@ -448,8 +456,12 @@ fn kernels_take_what_they_are_given() {
         (DType::F16, "f16"),
         (DType::BF16, "bf16"),
     ] {
-        let (few, many) = (Unit::Samplers(name), Unit::ManyRows(name));
-        for (batch, drawn_by) in [(17, few), (265, many)] {
+        let (few, some, many) = (
+            Unit::Samplers(name),
+            Unit::SomeRows(name),
+            Unit::ManyRows(name),
+        );
+        for (batch, drawn_by) in [(16, few), (17, some), (265, many)] {
             let gpu = Recorder::new(32);
             let mut rows = Rows::new(&gpu, batch, 5000).unwrap();
             let logits = logits(dtype, batch, 5000, 5000);
@@ -459,7 +471,9 @@ fn kernels_take_what_they_are_given() {
             let steps = gpu.steps();
             let launches: Vec<_> = steps.iter().filter(|s| s["launch"].is_string()).collect();
             let units = gpu.units.take();
-            assert_eq!(units, [few, few, drawn_by, drawn_by]);
+            let wanted = [few, few, drawn_by, drawn_by];
+            assert_eq!(units, wanted[..units.len()]);
+            assert_eq!(units.len(), if batch == 16 { 3 } else { 4 });
             for (launch, unit) in launches.iter().zip(units) {
                 let given = launch["arguments"].as_array().unwrap();
                 let given: Vec<_> = given.iter().map(|x| x[0].as_str().unwrap()).collect();

@@ -45,16 +45,15 @@ const LOOKING_BLOCKS_A_ROW: usize = 32;
 /// cost little, not nothing.
 const MIXED_BLOCKS_A_ROW: usize = 16;
 const MIXED_BLOCKS: usize = 2048;
-/// Of so few rows the blocks that draw ask for tries at once, at most so many a row; and the first read has time to spare, so that a mass known about
-/// would gain nothing.
+/// Of so few rows the blocks that draw ask for tries at once, at most so many a row, and the first read divides their masses so that less is asked.
 const FEW_ROWS: usize = 16;
 const DRAWING_BLOCKS_A_ROW: usize = 32;
 /// Otherwise as many do, in a launch of their own, as a large GPU has at once, or as there are rows.
 const ASKING_BLOCKS: usize = 264;
 /// Of more rows than that so many have tries in doubt that to bound them by groups first takes less.
 const BOUNDED_ROWS: usize = 128;
-/// More rows than that are drawn from by small blocks, where the GPU has twice as many of these at once.
-const MANY_ROWS: usize = ASKING_BLOCKS;
+/// So many rows are drawn from by small blocks, where the GPU has twice as many of these at once.
+const MANY_ROWS: usize = ASKING_BLOCKS + 1;
 
 /// Who asks for tries of which the slices do not tell whether they are kept: `Stage` in `kernels/try.h`.
 #[derive(Clone, Copy)]
@@ -92,10 +91,8 @@ impl<G: Gpu> Rows<G> {
 
     /// Uploads the rows that have changed: all at first, then those that were replaced or moved.
     fn upload(&mut self, gpu: &G, State { params, positions }: State, vocab: usize) -> Result<()> {
-        let about = params.len() > FEW_ROWS;
-        let wanted = params
-            .iter()
-            .map(|row| DeviceParams::new(row, vocab, about));
+        let few = params.len() <= FEW_ROWS;
+        let wanted = params.iter().map(|row| DeviceParams::new(row, vocab, few));
         let wanted = wanted.zip(positions.iter().copied());
         if self.known.is_empty() {
             let all: Vec<_> = wanted.collect();
@@ -171,20 +168,22 @@ impl<G: Gpu> Rows<G> {
             memory: &self.params,
             shared: false,
             weighed: known.clone().any(DeviceParams::is_weighed),
+            placed: known.clone().any(DeviceParams::is_placed),
         };
         // SAFETY: the caller vouches for the logits, and the summaries fit.
         unsafe {
             self.summaries
-                .read(gpu, kernels.slices, logits, params, wide)?
+                .read(gpu, kernels.slices, logits, params, kept, wide)?
         };
         let tried = known.clone().any(DeviceParams::is_tried);
         let looked_at = match vocab > CAPACITY {
             true => known.filter(|row| row.wants_look()).count(),
             false => 0,
         };
-        let drawing = match rows > MANY_ROWS && gpu.has_room_for_small_blocks() {
-            true => &kernels.many_rows,
-            false => &kernels.few_rows,
+        let drawing = match rows {
+            ..=FEW_ROWS => &kernels.few_rows,
+            MANY_ROWS.. if gpu.has_room_for_small_blocks() => &kernels.many_rows,
+            _ => &kernels.some_rows,
         };
         let draw_by = |after_look: bool, grid: [usize; 2], parts: usize, stage: Stage| {
             let arguments = [

@@ -40,8 +40,8 @@ element!(bf16, 2);
 element!(u32, 3);
 
 /// `RowParams` as `kernels/definition.h` declares it.
-fn device_params(params: &RowParams, vocab: usize, about: bool) -> Vec<u8> {
-    let words = DeviceParams::new(params, vocab, about).words();
+fn device_params(params: &RowParams, vocab: usize, few: bool) -> Vec<u8> {
+    let words = DeviceParams::new(params, vocab, few).words();
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
@@ -100,7 +100,7 @@ pub(super) fn sample<T: Element>(
     for (i, (_, params)) in rows.iter().enumerate() {
         let params = params.resolve().unwrap();
         let wide: Vec<f32> = logits[i].iter().map(|z| z.to_f64() as f32).collect();
-        // As if rows were few, or many.
+        // As one of few rows, or of more.
         input.extend(device_params(&params, wide.len(), i % 3 > 0));
         let id = reference::sample_row(&wide, &params, position_of(i));
         ids.push(id.unwrap_or(u32::MAX));

@@ -138,6 +138,11 @@ fn sampling_cases() -> Vec<Case> {
         .collect();
     cases.push(sample::<f32>("halves", &halves, dense));
     cases.push(sample::<f32>(
+        "first of a slice",
+        &first_of_a_slice(),
+        dense,
+    ));
+    cases.push(sample::<f32>(
         "many in few slices",
         &crowded(40_000, 64),
         dense,
@@ -269,6 +274,16 @@ fn halves(vocab: usize, n: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
         }
     }
     all
+}
+
+/// Rows whose second token, which is not kept, is its slice's first and largest: a bound that counts it among what is above it, or takes it off what it is not
+/// part of, is none.
+fn first_of_a_slice() -> Vec<(Vec<f32>, SamplingParams)> {
+    let mut row = vec![-30.0; 5 * 512];
+    (row[700], row[1024]) = (0.0, -0.6);
+    let params = SamplingParams::new().top_p(0.5);
+    let with = |seed| (row.clone(), params.clone().seed(seed));
+    (0..20).map(with).collect()
 }
 
 /// Next-token logits of Qwen2.5-Coder-0.5B-Instruct (see `tests/data/README.md`).

@@ -65,6 +65,7 @@ struct Kernels;
     struct Kernels<T> {                                  \
         static constexpr auto slices = slices_##name;    \
         static constexpr auto once = slices_once_##name; \
+        static constexpr auto placed = slices_placed_##name; \
         static constexpr auto draw = draw_##name;        \
         static constexpr auto try_ = try_##name;         \
         static constexpr auto look = look_##name;        \
@@ -74,7 +75,8 @@ KERNELS(f32, float)
 KERNELS(f16, f16)
 KERNELS(bf16, bf16)
 
-// By the seed, so that every case is run each way: everything by one block of a row; looks and tries by several; tries asked for in another launch.
+// By the seed, so that every case is run each way: everything by one block of a row; looks and tries by several; tries asked for in another launch, but
+// of few rows.
 static enum { LAUNCHES, ONE_BLOCK, BLOCKS } way;
 
 static u32 ceil_div(u32 a, u32 b) { return (a + b - 1) / b; }
@@ -90,12 +92,12 @@ static void sample(FILE *file, const Case &c) {
     Buffer<u64> mass(c.rows * slices);
     Buffer<u32> ids(c.rows);
     const T *first = logits + c.offset;
-    // A slice a wave, or several; by either kernel.
+    // A slice a wave, or several; by either kernel, or that for few rows.
     u32 blocks = way == ONE_BLOCK ? ceil_div(slices, SLICES_PER_BLOCK) : 1, step = blocks * SLICES_PER_BLOCK;
     Buffer<u64> kept(c.rows * slices), wide((u64)c.rows * WIDE_WORDS);
-    auto slices_of_row = way == ONE_BLOCK ? Kernels<T>::once : Kernels<T>::slices;
+    auto slices_of_row = ROWS == FEW_ROWS ? Kernels<T>::placed : way == ONE_BLOCK ? Kernels<T>::once : Kernels<T>::slices;
     launch(c.rows, blocks, READ_BLOCK,
-           [&] { slices_of_row(first, c.stride, c.vocab, params, 0, step, largest, groups, mass, wide); });
+           [&] { slices_of_row(first, c.stride, c.vocab, params, 0, step, largest, groups, mass, kept, wide); });
     // The look at rows that want one is two blocks' work, or left to the block that draws.
     u32 looking = way == ONE_BLOCK || c.vocab <= CAPACITY ? 0 : 2;
     if (looking) {
@@ -114,11 +116,12 @@ static void sample(FILE *file, const Case &c) {
         launch(c.rows, 1, BLOCK, [&] {
             Kernels<T>::draw(first, c.stride, c.vocab, params, positions, largest, groups, mass, kept, wide, looking != 0, ids);
         });
-    } else if (way == LAUNCHES) {
+    } else if (way == LAUNCHES && ROWS != FEW_ROWS) {
         draw(c.rows, 1, 1, TO_BE_BOUNDED);
         draw(c.rows * 2, 1, c.rows * 2, ASKED);
     } else {
-        u32 blocks = way == BLOCKS ? 3 : 1;
+        // As the host does, no more than there are slices.
+        u32 blocks = way == ONE_BLOCK ? 1 : slices < 3 ? slices : 3;
         draw(c.rows, blocks, blocks, BY_ITS_BLOCKS);
     }
     write(ids);
@@ -136,7 +139,7 @@ static void softmax(FILE *file, const Case &c) {
     Buffer<T> out((u64)c.rows * c.vocab);
     const T *first = logits + c.offset;
     u32 blocks = ceil_div(slices, SLICES_PER_BLOCK), step = blocks * SLICES_PER_BLOCK;
-    launch(c.rows, blocks, READ_BLOCK, [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, step, largest, groups, mass, nullptr); });
+    launch(c.rows, blocks, READ_BLOCK, [&] { Kernels<T>::slices(first, c.vocab, c.vocab, params, 1, step, largest, groups, mass, nullptr, nullptr); });
     float scale = params[0].scale, inverse = params[0].inverse;
     launch(c.rows * ceil_div(slices, SLICES_PER_WRITER), 1, BLOCK,
            [&] { Kernels<T>::softmax(first, c.vocab, scale, inverse, largest, mass, out); });

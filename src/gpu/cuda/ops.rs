@@ -62,12 +62,14 @@ fn softmax_rows<T: CudaDType + DeviceRepr>(
             memory: &params,
             shared: true,
             weighed: true,
+            placed: false,
         };
         let writers = rows * slices(vocab).div_ceil(SLICES_PER_WRITER);
         // SAFETY: the logits and the output are where the guards keep them, the rest was made here; the arguments are those
         // of `softmax_*` in kernels/softmax.hip.
         unsafe {
-            summaries.read(&gpu, read, &logits, params, Argument::Address(0))?;
+            let nowhere = Argument::Address(0);
+            summaries.read(&gpu, read, &logits, params, nowhere, nowhere)?;
             gpu.launch(softmax, [writers, 1], &arguments)?;
         }
     }
