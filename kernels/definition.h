@@ -142,7 +142,7 @@ DEVICE u64 philox(u64 seed, u64 position, u32 round) {
 #define BY_GROUPS 128u  // the same of groups of 16 tokens
 #define MASS 256u  // the row's mass is wanted: to draw from all of it, or as what p is a share of
 #define MASS_ABOUT 512u  // as what p is a share of, for a few tokens: floats mostly tell which of them are kept
-#define PLACED 1024u  // of few rows that are tried: slices tell their masses above two places, too
+#define PLACED 1024u  // of few rows that are tried for a top p: slices tell their masses above two places, too
 
 DEVICE bool wants_mass(u32 flags) { return flags & (MASS | MASS_ABOUT); }
 

@@ -36,7 +36,7 @@ pub(crate) const BY_GROUPS: u32 = 128;
 pub(crate) const MASS: u32 = 256;
 /// The same as what p is a share of, for a few tokens: floats mostly tell which of them are kept.
 pub(crate) const MASS_ABOUT: u32 = 512;
-/// Of few rows that are tried: slices tell their masses above two places, too.
+/// Of few rows that are tried for a top p: slices tell their masses above two places, too.
 pub(crate) const PLACED: u32 = 1024;
 
 /// A top-k up to here is bounded by largest logits, if it is not more than seven eighths of these.
@@ -112,7 +112,7 @@ fn flags(row: &RowParams, vocab: usize, few: bool) -> u32 {
         (BY_GROUPS, by_groups),
         (MASS, (share && !about) || tried || (k.is_none() && !min_p)),
         (MASS_ABOUT, about),
-        (PLACED, few && tried),
+        (PLACED, few && tried && row.top_p.is_some()),
     ]
     .into_iter()
     .map(|(flag, is_so)| if is_so { flag } else { 0 })
@@ -189,6 +189,7 @@ mod tests {
         }
         let few = |params: SamplingParams| flags(&params.resolve().unwrap(), 152_000, true);
         assert_eq!(few(p().top_p(0.9)), TOP_P | TRIED | MASS | PLACED);
+        assert_eq!(few(p().top_k(19_001)), TOP_K | TRIED | MASS);
         assert_eq!(few(p()), MASS);
         // Of 10 slices, seven eighths are 8; of 63 groups, 55.
         let top_k = |k, vocab| flags(&p().top_k(k).resolve().unwrap(), vocab, false);
