@@ -12,7 +12,7 @@ struct Told {
 // `placed` as the first read has left it, if the flags say so: few rows'.
 DEVICE Told told_of(const Ruler &ruler, float largest, u64 mass, u64 placed, u32 flags, u64 whole) {
     SliceScale s = slice_scale(ruler.scale, largest, NEGLIGIBLE);
-    // A mass of the slice, with four bits more, without so many is a share.
+    // A share is a mass of the slice without so many bits, once it has four more: it may have to be shifted the other way.
     u32 down = orders_down(s, ruler.unit) + share_unit(whole) + 4 - HEADROOM;
     auto share = [&](u64 mass) { return s.some && down < 64 ? (u32)(mass << 4 >> down) : 0; };
     u32 all = share(mass);
@@ -25,8 +25,8 @@ struct Bounds {
     u32 most[TRIES], other[TRIES];
 };
 
-// Adds slice `j`: what it holds if it reaches above a try; or, from the place above which that is on, what is above that place. The try itself is held, in
-// its own slice. `order` is infinite where there are no places.
+// Adds slice `j`. Above a try it has at most what it holds, or what is above a place that is not above the try, and nothing if it does not reach above; at least
+// what is above a place that is not below the try. The most includes the try itself, in its own slice. `order` is infinite where there are no places.
 DEVICE void add_slice(const Shared &shared, u32 flags, float order, u32 j, Told slice, Bounds &bounds) {
     UNROLL for (u32 d = 0; d < TRIES; d++) {
         const Try &drawn = shared.tried.drawn[d];
