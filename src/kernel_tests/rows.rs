@@ -142,6 +142,7 @@ fn sampling_cases() -> Vec<Case> {
         &first_of_a_slice(),
         dense,
     ));
+    cases.push(sample::<f32>("levels", &levels(12), dense));
     cases.push(sample::<f32>(
         "many in few slices",
         &crowded(40_000, 64),
@@ -284,6 +285,29 @@ fn first_of_a_slice() -> Vec<(Vec<f32>, SamplingParams)> {
     let params = SamplingParams::new().top_p(0.5);
     let with = |seed| (row.clone(), params.clone().seed(seed));
     (0..20).map(with).collect()
+}
+
+/// Rows of which each slice has so many tokens so many binary orders of weight below its largest, on both sides of the places at which its mass is divided: what is
+/// above a try of one level is more than p, and less without another level.
+fn levels(slices: usize) -> Vec<(Vec<f32>, SamplingParams)> {
+    let levels = [(0.0, 2), (2.0, 30), (2.5, 20), (4.0, 60), (5.0, 100)];
+    let row = (0..slices).flat_map(|slice| {
+        let mut tokens = vec![-40.0; 512];
+        let orders = levels
+            .iter()
+            .flat_map(|&(orders, count)| vec![orders; count]);
+        for (i, orders) in orders.enumerate() {
+            let apart = (slice * 512 + i) as f32 * 1e-6;
+            tokens[(i * 79 + slice) % 512] = -orders * std::f32::consts::LN_2 - apart;
+        }
+        tokens
+    });
+    let row: Vec<f32> = row.collect();
+    let params = (0..36).map(|seed| {
+        let p = [0.4, 0.6, 0.8][seed as usize % 3];
+        SamplingParams::new().top_p(p).seed(seed)
+    });
+    params.map(|params| (row.clone(), params)).collect()
 }
 
 /// Next-token logits of Qwen2.5-Coder-0.5B-Instruct (see `tests/data/README.md`).
