@@ -210,16 +210,23 @@ fn barriers() -> Vec<[String; 2]> {
 fn a_missing_barrier_is_noticed() {
     let few_rows = Harness::compile("without", 32, FEW);
     let many_rows = Harness::compile("without-many-rows", 32, MANY);
-    let (Some(few_rows), Some(many_rows)) = (few_rows, many_rows) else {
+    // With the usual margin: with the other, groups tell nothing.
+    let usual = Harness::compile("without-usual-margin", 32, &MANY[..1]);
+    let (Some(few_rows), Some(many_rows), Some(usual)) = (few_rows, many_rows, usual) else {
         return;
     };
     let want = |cases: &[Case]| -> Vec<u8> { cases.iter().flat_map(|c| c.want.clone()).collect() };
     let draws = waiting_draws();
     many_rows.write(&draws);
-    let want_of_many = want(&draws);
+    usual.write(&draws);
+    let want_of_draws = want(&draws);
     let cases: Vec<_> = draws.into_iter().chain(waiting_ops()).collect();
     few_rows.write(&cases);
-    let units = [(few_rows, want(&cases)), (many_rows, want_of_many)];
+    let units = [
+        (few_rows, want(&cases)),
+        (many_rows, want_of_draws.clone()),
+        (usual, want_of_draws),
+    ];
     for (harness, want) in &units {
         let got = harness.run(1, &[]);
         assert!(got.as_ref() == Ok(want), "with all of them");
