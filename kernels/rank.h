@@ -58,10 +58,10 @@ DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ra
         open = wave_sum(open);
     }
     UNROLL for (u32 c = 0; c < each; c++) {
-        bool is_kept = begin + c < last && above < limit && keys[token[c] & 0xffffu] > shared.least;
-        kept_mass += is_kept ? here[c] : 0;
-        // For the second time, of what was kept before some may not be.
-        if (is_kept || (closely && begin + c < last)) ranked.kept[room_of<each_id>(token[c] >> 16)] = is_kept ? here[c] : 0;
+        if (begin + c < last && above < limit && keys[token[c] & 0xffffu] > shared.least) {
+            kept_mass += here[c];
+            ranked.kept[room_of<each_id>(token[c] >> 16)] = here[c];
+        }
         above += here[c];
     }
     kept_mass = wave_sum(kept_mass);
@@ -125,8 +125,6 @@ DEVICE void place_if_sure(Shared &shared, u32 id) {
 
 // The same where a token is open: writes the token, or says that this does not tell.
 OUT_OF_LINE bool draw_closely(Shared &shared, u32 flags, Ranked &ranked, u32 last, bool few_ids, bool few_ranks) {
-    // After all have read that it is.
-    barrier();
     if (wave_index() == 0) {
         u32 id;
         draw_ranked<true>(shared, flags, ranked, last, few_ids, few_ranks, [&](u32 token) { id = token; });
@@ -209,7 +207,12 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
     }
     if (!about) return true;
     barrier();
-    if (!uniform(shared.sure)) return draw_closely(shared, row.flags, ranked, ranks, few_ids, few_ranks);
-    leave();
-    return true;
+    if (uniform(shared.sure)) {
+        leave();
+        return true;
+    }
+    // Of what was kept, some may not be. And all have read that it is not sure.
+    if (thread_index() < RANKED) ranked.kept[thread_index()] = 0;
+    barrier();
+    return draw_closely(shared, row.flags, ranked, ranks, few_ids, few_ranks);
 }

@@ -123,7 +123,7 @@ static std::map<std::string, std::string> find_kernels(const std::string &text, 
             own += line + "\n";
     }
     static const std::regex definition(
-        "extern \"C\"\\s+(?:__attribute__\\(\\(block\\(([\\w\\s?:()]+?)\\)\\)\\)\\s+)?void\\s+(\\w+)\\s*\\(");
+        "extern \"C\"\\s+(?:__attribute__\\(\\(block\\(([\\w\\s?:()=]+?)\\)\\)\\)\\s+)?void\\s+(\\w+)\\s*\\(");
     std::map<std::string, std::string> kernels;
     for (std::sregex_iterator match(own.begin(), own.end(), definition), end; match != end; ++match)
         kernels[(*match)[2]] = (*match)[1].length() ? (*match)[1].str() : "BLOCK";
