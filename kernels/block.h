@@ -43,6 +43,20 @@ DEVICE void block_sums(Block &b, W *x) {
     UNROLL for (u32 i = 0; i < n; i++) x[i] = wave_sum(lane_index() < WAVES ? (W)words[i * WAVES + lane_index()] : 0);
 }
 
+// Of how many threads it holds.
+DEVICE u32 block_count(Block &b, bool x) {
+#ifdef HAS_COUNT_AT_BARRIER
+    (void)b;
+    return count_at_barrier(x);
+#else
+    u32 count = count_bits(vote(x));
+    u64 *words = next_words(b);
+    if (lane_index() == 0) words[wave_index()] = count;
+    barrier();
+    return wave_sum(lane_index() < WAVES ? (u32)words[lane_index()] : 0);
+#endif
+}
+
 DEVICE u64 block_sum(Block &b, u64 x) {
     block_sums<1>(b, &x);
     return x;

@@ -161,16 +161,13 @@ DEVICE bool draw_from_many(Row<T> &row, bool estimated, u64 low, u64 kept) {
     return true;
 }
 
-// To compare so many more tokens with all others takes as long as to leave them out.
-#define MORE_THAN_K 64u
-
 // The same whatever the list's length. False where that, or the row's mass, is not known well enough.
 template <typename T>
-DEVICE bool draw_from_list(Row<T> &row, bool estimated, u64 low, u64 kept) {
+DEVICE bool draw_from_list(Row<T> &row, u32 length, bool estimated, u64 low, u64 kept) {
     u32 k = row.shared->params.top_k;
     // Of a list that is long for a small top k, less will do.
-    if (row.flags & (BY_SLICES | BY_GROUPS) && !estimated && uniform(row.shared->list.count > k + MORE_THAN_K)) shorten(row, k, key_logit(low));
-    if (uniform(row.shared->list.count <= RANKED)) return draw_by_rank(row, estimated);
+    if (row.flags & (BY_SLICES | BY_GROUPS) && !estimated && length > k + MORE_THAN_K) length = shorten(row, length, k, key_logit(low));
+    if (length <= RANKED) return draw_by_rank(row, estimated, length);
     // Of so many, several may be kept or not.
     if (row.flags & MASS_ABOUT) return false;
     if (!estimated) weigh_list(row);

@@ -9,7 +9,7 @@ DEVICE void begin_to_gather(Shared &shared) {
     if (t < BINS) shared.list.masses[t] = 0;
     // draw_by_rank compares with more than there are.
     if (t < RANKED) shared.list.keys[t] = 0;
-    if (t == 0) shared.slice_count = shared.list.count = shared.hits = 0;
+    if (t == 0) shared.slice_count = shared.list.count = shared.list.few = shared.hits = 0;
 }
 
 // How the slices' largest logits, from `most` to `least`, are divided into bins. A bin's width is a power of two, too, so that the logit at its end
@@ -60,12 +60,14 @@ DEVICE float largest_of(const Row<T> &row, u32 i) {
 // The row's mass, from what `kth_largest` has left of it. One wave's.
 DEVICE u64 whole_of_waves(const Shared &shared) { return wave_sum(lane_index() < WAVES ? shared.shares[lane_index()] : 0); }
 
-// Leaves what each wave's slices have of the row's mass, where it is wanted.
+// Leaves what each wave's slices have of the row's mass, where that is known about.
 template <typename T>
 DEVICE void leave_shares(const Row<T> &row, float row_max) {
-    if (!wants_mass(row.flags)) return;
-    Ruler ruler = ruler_from(row.shared->params, row_max);
-    u64 sum = wave_sum(shares_of_thread(*row.shared, ruler, row.mine));
+    if (!(row.flags & MASS_ABOUT)) return;
+    u64 sum = 0;
+    // Others have no slices: mostly the one, too, that has the bins to look through.
+    if (uniform(wave_index() * WAVE < row.shared->slices))
+        sum = wave_sum(shares_of_thread(*row.shared, ruler_from(row.shared->params, row_max), row.mine));
     if (lane_index() == 0) row.shared->shares[wave_index()] = sum;
 }
 
@@ -158,9 +160,9 @@ DEVICE void gather_groups(const Row<T> &row, const u32 *groups, u32 found, float
 }
 
 // Makes a list of all tokens whose logit is at least `bound`, above -inf: from the slices to the groups to the tokens that reach it. Each
-// wave goes from slices to tokens by itself. False if they do not fit.
+// wave goes from slices to tokens by itself. So many; 0 if they do not fit.
 template <typename T>
-DEVICE bool gather(Row<T> &row, float bound) {
+DEVICE u32 gather(Row<T> &row, float bound) {
     Shared &shared = *row.shared;
     Candidates &list = shared.list;
     // There is room for the slices where the few will be.
@@ -175,25 +177,20 @@ DEVICE bool gather(Row<T> &row, float bound) {
     }
     barrier();
     u32 count = uniform(shared.slice_count);
-    if (count > FEW * 4) return false;
+    if (count > FEW * 4) return 0;
 
-    // And for a wave's groups where the masses will be: a lane has one of each slice.
-    const u32 together = WAVE / GROUPS, stride = WAVES * together;
-    static_assert(WAVES * AT_ONCE * WAVE <= CAPACITY, "room for the groups");
-    u32 *groups = list.masses + wave_index() * (AT_ONCE * WAVE);
-    ROLLED for (u32 start = wave_index() * together; start < count; start += AT_ONCE * stride) {
-        u32 group[AT_ONCE], drop[AT_ONCE], farthest[AT_ONCE], found = 0;
-        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-            u32 i = start + q * stride + lane_index() / GROUPS;
-            u32 slice = slices[i < count ? i : 0];
-            group[q] = (slice >> 8) * GROUPS + lane_index() % GROUPS;
-            drop[q] = shared.groups[group[q]];
-            farthest[q] = slice & 255;
-        }
-        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
-            bool hit = drop[q] <= farthest[q] && start + q * stride + lane_index() / GROUPS < count;
+    // And for a wave's groups where the masses will be: of several slices at a time, which are not next to each other. A lane has four of one.
+    const u32 lanes_of_slice = GROUPS / 4, together = WAVE / lanes_of_slice;
+    static_assert(WAVES * together * GROUPS <= CAPACITY, "room for the groups");
+    u32 *groups = list.masses + wave_index() * (together * GROUPS);
+    ROLLED for (u32 start = wave_index(); start < count; start += WAVES * together) {
+        u32 i = start + lane_index() / lanes_of_slice * WAVES, slice = slices[i < count ? i : 0], found = 0;
+        u32 first = (slice >> 8) * GROUPS + lane_index() % lanes_of_slice * 4;
+        u32 drops = *(const u32 *)(const u8 *)(shared.groups + first), reach = i < count ? (slice & 255) + 1 : 0;
+        UNROLL for (u32 c = 0; c < 4; c++) {
+            bool hit = (drops >> 8 * c & 255) < reach;
             u64 hits = vote(hit);
-            if (hit) groups[found + count_bits(hits & (((u64)1 << lane_index()) - 1))] = group[q];
+            if (hit) groups[found + count_bits(hits & (((u64)1 << lane_index()) - 1))] = first + c;
             found += count_bits(hits);
         }
         wave_barrier();
@@ -205,40 +202,58 @@ DEVICE bool gather(Row<T> &row, float bound) {
         wave_barrier();  // the votes are one already, but do not promise it
     }
     barrier();
-    return uniform(list.count <= CAPACITY);
+    u32 length = uniform(list.count);
+    return length <= CAPACITY ? length : 0;
 }
 
-// Leaves of a list that is too long to be ranked those tokens that can be among the first k, if these are not too many.
+// To compare so many more tokens than k with all others takes as long as to leave them out.
+#define MORE_THAN_K 64u
+
+// Roughly the logarithm, as a float's bits are.
+DEVICE float log_about(u32 count) { return (float)bits_of((float)count); }
+
+// So many guesses; then what is left is halved, until tokens are so near to each other that they may as well tie.
+#define GUESSES 4u
+#define MOST_STEPS 10u
+
+// Of a list that is too long for a small top k, leaves those tokens that can be among the first k, if they are not too many themselves, and tells how many
+// there are. They are those that reach a logit which few more than k do; it is guessed as if their number fell by the same factor from logit to logit.
 template <typename T>
-DEVICE void shorten(Row<T> &row, u32 k, float bound) {
-    Shared &shared = *row.shared;
-    Candidates &list = shared.list;
-    float top = key_logit(shared.top);
-    if (!uniform(top - bound > SMALLEST_RANGE)) return;
-    // Counted by bins where masses will be, and kept where the few will be.
-    u32 *counts = list.masses, count = uniform(list.count), t = opaque(thread_index());
-    if (t < BINS) counts[t] = 0;
-    if (t == 0) list.few = 0;
-    barrier();  // without it, the bound would be lower, and the token the same
-    Steps steps = steps_of(top, bound);
-    ROLLED for (u32 i = t; i < count; i += BLOCK) atomic_add(&counts[step_of(steps, key_logit(list.keys[i]))], 1);
-    barrier();  // the same
-    if (wave_index() == 0) kth_bin(shared, counts, steps, k, 0, RANKED);
-    barrier();
-    bound = shared.bound;
-    if (!uniform(bound < POS_INF)) return;
-    static_assert(2 * FEW >= RANKED, "room for them");
-    u64 *shorter = list.few_keys;
-    ROLLED for (u32 i = t; i < count; i += BLOCK) {
-        if (key_logit(list.keys[i]) < bound) continue;
-        u32 at = atomic_add(&list.few, 1);
-        if (at < RANKED) shorter[at] = list.keys[i];
+DEVICE u32 shorten(Row<T> &row, u32 length, u32 k, float low) {
+    Candidates &list = row.shared->list;
+    u64 mine[EACH];
+    u32 t = opaque(thread_index());
+    // Beyond the list zeros, which reach nothing.
+    UNROLL for (u32 e = 0; e < EACH; e++) mine[e] = e * BLOCK + t < length ? list.keys[e * BLOCK + t] : 0;
+    float high = key_logit(row.shared->top);
+    u32 reaching = length, above = 1, enough = k + k / 4;
+    ROLLED for (u32 step = 0; step < MOST_STEPS && reaching > enough; step++) {
+        float here = log_about(reaching), share = divide_about(here - log_about(k + k / 8), here - log_about(above));
+        float logit = low + (high - low) * (step < GUESSES ? share : 0.5f);
+        u32 rank = rank_of(logit), found = 0;
+        UNROLL for (u32 e = 0; e < EACH; e++) found += block_count(row.block, (u32)(mine[e] >> 32) >= rank);
+        ROLLED for (u32 start = SLOTS; start < length; start += BLOCK)
+            found += block_count(row.block, start + t < length && (u32)(list.keys[start + t] >> 32) >= rank);
+        found = uniform(found);
+        if (found >= k) {
+            low = logit;
+            reaching = found;
+        } else {
+            high = logit;
+            above = found ? found : 1;
+        }
     }
+    if (reaching > RANKED) return length;
+    u32 rank = rank_of(low);
+    // Where they go, all have read what was there: the list was too long, so that they have met at a count.
+    static_assert(RANKED <= SLOTS && RANKED / 4 <= MORE_THAN_K, "no list is short enough from the start");
+    UNROLL for (u32 e = 0; e < EACH; e++)
+        if ((u32)(mine[e] >> 32) >= rank) list.keys[atomic_add(&list.few, 1)] = mine[e];
+    ROLLED for (u32 i = SLOTS + t; i < length; i += BLOCK) {
+        u64 key = list.keys[i];
+        if ((u32)(key >> 32) >= rank) list.keys[atomic_add(&list.few, 1)] = key;
+    }
+    if (t >= reaching && t < RANKED) list.keys[t] = 0;
     barrier();
-    count = uniform(list.few);
-    // A few more may be at the bound than were counted above it.
-    if (count > RANKED) return;
-    if (t < RANKED) list.keys[t] = t < count ? shorter[t] : 0;
-    if (t == 0) list.count = count;
-    barrier();
+    return reaching;
 }

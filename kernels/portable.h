@@ -56,6 +56,9 @@ DEVICE void wait_for_last_launch() {
 #endif
 DEVICE void barrier() { __syncthreads(); }
 DEVICE void wave_barrier() { __syncwarp(); }
+// A barrier, and of how many threads of the block this holds.
+DEVICE u32 count_at_barrier(bool x) { return (u32)__syncthreads_count(x); }
+#define HAS_COUNT_AT_BARRIER
 DEVICE u32 shuffle_xor(u32 x, u32 mask) { return __shfl_xor_sync(0xffffffffu, x, mask, WAVE); }
 DEVICE u32 shuffle_up(u32 x, u32 delta) { return __shfl_up_sync(0xffffffffu, x, delta, WAVE); }
 DEVICE u64 vote(bool x) { return __ballot_sync(0xffffffffu, x); }
@@ -127,6 +130,8 @@ DEVICE float exp2_about(float x) {
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+DEVICE float divide_about(float a, float b) { return __fdividef(a, b); }
+#define HAS_DIVIDE_ABOUT
 // Two instructions, where to add a choice of zero takes three.
 DEVICE void add_if_above(float &sum, float x, float limit, float weight) {
     asm("{ .reg .pred above;\n"
@@ -284,6 +289,8 @@ DEVICE float exp2_about(float x) { return __builtin_amdgcn_exp2f(x); }
 #else
 DEVICE float exp2_about(float x) { return __builtin_exp2f(x); }
 #endif
+DEVICE float divide_about(float a, float b) { return a * __builtin_amdgcn_rcpf(b); }
+#define HAS_DIVIDE_ABOUT
 DEVICE u32 bits_of(float x) { return __builtin_bit_cast(u32, x); }
 DEVICE float float_of(u32 x) { return __builtin_bit_cast(float, x); }
 DEVICE u64 mul_hi(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
@@ -345,6 +352,10 @@ DEVICE void count_larger(u64 a, u64 b, u32 *all, u32 *lower) {
 
 #ifndef HAS_ADD_IF_ABOVE
 DEVICE void add_if_above(float &sum, float x, float limit, float weight) { sum += x > limit ? weight : 0.0f; }
+#endif
+
+#ifndef HAS_DIVIDE_ABOUT
+DEVICE float divide_about(float a, float b) { return a / b; }
 #endif
 
 #ifndef HAS_LARGER

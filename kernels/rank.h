@@ -12,7 +12,7 @@ struct Ranked {
     u64 masses[RANKED];   // of the tokens as they are listed
     u64 kept[RANKED];     // of those that are kept, ids ascending; of the others 0
     u32 by_rank[RANKED];  // which token, and in the upper half, which by id
-    u32 by_id[RANKED];    // which token
+    u32 by_id[RANKED];    // ids ascending
 };
 static_assert(sizeof(Ranked) <= (CAPACITY - RANKED) * 8, "room behind the keys");
 
@@ -34,14 +34,20 @@ DEVICE u32 room_of(u32 place) {
 template <u32 each, u32 each_id, bool closely>
 DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ranked &ranked, u32 last) {
     u32 begin = lane_index() * each, token[each];
-    u64 here[each], sum = 0, kept_mass = 0, limit = ~(u64)0;
+    u64 here[each], sum = 0, kept_mass = 0, limit = ~(u64)0, least = shared.least;
+    // By min-p: of few tokens asked for with their masses, of more where it is wanted, because registers are short.
+    u32 passing = 0;
     UNROLL for (u32 c = 0; c < each; c++) token[c] = begin + c < last ? ranked.by_rank[c * WAVE + lane_index()] : 0;
     UNROLL for (u32 c = 0; c < each; c++) {
         here[c] = begin + c < last ? ranked.masses[token[c] & 0xffffu] : 0;
+        if (each == 2) passing |= (u32)(begin + c < last && keys[token[c] & 0xffffu] > least) << c;
         sum += here[c];
     }
     u64 above = wave_prefix(sum) - sum;
-    if (flags & TOP_P) limit = nucleus_limit(shared.params.top_p, flags & RENORMALISED ? wave_sum(sum) : shared.whole);
+    if (flags & MASS_ABOUT)
+        limit = shared.limit;
+    else if (flags & TOP_P)
+        limit = nucleus_limit(shared.params.top_p, flags & RENORMALISED ? wave_sum(sum) : shared.whole);
     // Tokens that are kept if the row's mass is as much as it may be, not if it is as little.
     u32 open = 0;
     u64 first = above, open_key = 0, open_mass = 0;
@@ -58,11 +64,20 @@ DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ra
         open = wave_sum(open);
     }
     UNROLL for (u32 c = 0; c < each; c++) {
-        if (begin + c < last && above < limit && keys[token[c] & 0xffffu] > shared.least) {
+        if (above < limit && (each == 2 ? passing >> c & 1 : begin + c < last && keys[token[c] & 0xffffu] > least)) {
             kept_mass += here[c];
             ranked.kept[room_of<each_id>(token[c] >> 16)] = here[c];
         }
         above += here[c];
+    }
+    bool is_open = false;
+    if (!closely && flags & MASS_ABOUT) {
+        // So much, p times the margin and what was rounded, the limit is off at most.
+        u64 off = (shared.whole >> ABOUT_BITS) + 2, through = first - (limit - off);
+        UNROLL for (u32 c = 0; c < each; c++) {
+            is_open = is_open || (begin + c < last && through <= 2 * off);
+            through += here[c];
+        }
     }
     kept_mass = wave_sum(kept_mass);
     u64 x = mul_hi(shared.random[TRIES], kept_mass);
@@ -82,17 +97,8 @@ DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ra
         rest -= further ? kept[c] : 0;
         place += further;
     }
-    u32 id = wave_max(drawn ? key_id(keys[ranked.by_id[lane_index() * each_id + place]]) : 0);
-    if (!closely && flags & MASS_ABOUT) {
-        // So much, p times the margin and what was rounded, the limit is off at most.
-        u64 off = (shared.whole >> ABOUT_BITS) + 2, through = first - (limit - off);
-        bool is_open = false;
-        UNROLL for (u32 c = 0; c < each; c++) {
-            is_open = is_open || (begin + c < last && through <= 2 * off);
-            through += here[c];
-        }
-        if (vote(is_open)) id = INVALID_TOKEN;
-    }
+    u32 id = wave_max(drawn ? ranked.by_id[place * WAVE + lane_index()] : 0);
+    if (!closely && flags & MASS_ABOUT && vote(is_open)) id = INVALID_TOKEN;
     if (closely && uniform(open)) {
         // With one more kept, the same may be drawn.
         open_key = wave_max(open_key);
@@ -146,11 +152,10 @@ struct alignas(16) Pair {
 // Draws from a list of up to RANKED, and writes the token: each one's place in the order and among ids, by comparing it with all others; then one wave
 // draws, and the others are done. False if an estimated list is too short, or the row's mass not known well enough.
 template <typename T>
-DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
+DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 count) {
     Shared &shared = *row.shared;
     Candidates &list = shared.list;
     Ranked &ranked = *(Ranked *)(list.keys + RANKED);
-    u32 count = uniform(list.count);
     if (estimated && uniform(count < shared.params.top_k)) return false;
     // Tokens are weighed by the last threads, which have the fewest to compare.
     u32 weighed = BLOCK - 1 - thread_index();
@@ -158,7 +163,7 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
     if (thread_index() < RANKED) ranked.kept[thread_index()] = 0;
     // A team has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are zeros, which are
     // before none.
-    u32 bits = count <= BLOCK / 8 ? 4 : count <= BLOCK / 4 ? 3 : count <= BLOCK / 2 ? 2 : 1, team = 1u << bits;
+    u32 bits = count <= BLOCK / 4 ? 3 : count <= BLOCK / 2 ? 2 : 1, team = 1u << bits;
     u32 mine = thread_index() >> bits;
     static_assert(RANKED <= BLOCK, "a team for each two tokens");
     const Pair *pairs = (const Pair *)list.keys;
@@ -184,7 +189,7 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
         // Four counts of at most 255.
         u32 before = 0;
         UNROLL for (u32 c = 0; c < 2; c++) before += (0u - by_key[c]) << c * 8 | (0u - by_id[c]) << (16 + c * 8);
-        UNROLL for (u32 mask = 1; mask < RANKED / 16; mask *= 2) {
+        UNROLL for (u32 mask = 1; mask < 8; mask *= 2) {
             u32 other = shuffle_xor(before, mask);
             before += mask < team ? other : 0;
         }
@@ -192,7 +197,7 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated) {
         u32 rank = ordered ? before >> c * 8 & 0xffu : token;
         if (at < 2 && token < count) {
             if (rank < ranks) ranked.by_rank[few_ranks ? room_of<2>(rank) : room_of<RANKED / WAVE>(rank)] = token | place << 16;
-            ranked.by_id[place] = token;
+            ranked.by_id[few_ids ? room_of<2>(place) : room_of<RANKED / WAVE>(place)] = key_id(c ? own.x[1] : own.x[0]);
         }
     }
     barrier();

@@ -134,6 +134,7 @@ struct Shared : Seen {
     u64 shares[WAVES];  // of the row's mass, that the waves' slices have
     u32 slice_count;
     float bound;
+    u64 limit;  // of the nucleus, where the row's mass is known about
     bool sure;  // that the token drawn from a list is right, though the row's mass is known about
 };
 

@@ -92,8 +92,16 @@ DEVICE float bound_of(Row<T> &row, Ends ends) {
     float bound = with_tries && row.flags & TRIED ? key_logit(shared.refused) : NEG_INF;
     if (row.flags & (BY_SLICES | BY_GROUPS)) {
         bound = kth_largest(row, p.top_k, ends.most, ends.least);
-        // Nobody asks before the next barrier.
-        if (wants_mass(row.flags) && wave_index() == WAVES - 1) shared.whole = whole_of_waves(shared);
+        if (row.flags & MASS_ABOUT) {
+            // Nobody asks before the next barrier.
+            if (wave_index() == WAVES - 1) {
+                u64 whole = whole_of_waves(shared);
+                shared.whole = whole;
+                shared.limit = nucleus_limit(p.top_p, whole);
+            }
+            // Far from zero the first read's sums are void, and a search has others made.
+            if (uniform(shared.scale.base != 0.0f)) return NEG_INF;
+        }
     } else if (uniform(shared.vocab <= CAPACITY)) {
         bound = bound > LOWEST_LOGIT ? bound : LOWEST_LOGIT;
     }
@@ -109,17 +117,18 @@ DEVICE void draw_filtered(Row<T> &row, Ends ends, bool looked) {
     Shared &shared = *row.shared;
     const RowParams &p = shared.params;
     // A list of all that can be kept, or of what is above an estimate.
-    bool estimated = looked && uniform(shared.tally.counts >> 32 == 0 && shared.tally.listed <= CAPACITY), listed = estimated;
+    bool estimated = looked && uniform(shared.tally.counts >> 32 == 0 && shared.tally.listed <= CAPACITY);
+    u32 length = estimated ? uniform(shared.tally.listed) : 0;
     u64 low = shared.low, kept = shared.tally.masses[0];
     if (estimated) {
         load_listed(row);
     } else if (!looked || row.flags & MIN_P) {
         float bound = bound_of<T, with_tries>(row, ends);
-        listed = uniform(bound > NEG_INF) && gather(row, bound);
+        if (uniform(bound > NEG_INF)) length = gather(row, bound);
         low = below_logit(bound);
         kept = 0;
     }
-    if (listed && uniform(draw_from_list(row, estimated, low, kept))) return;
+    if (length && uniform(draw_from_list(row, length, estimated, low, kept))) return;
     barrier();
     // A search needs to know it exactly.
     if (row.flags & MASS_ABOUT) {
@@ -213,7 +222,8 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
     }
     // Nobody needs it at once.
     if (thread_index() == BLOCK - 1 - WAVE) measure(shared, ends);
-    if (!wants_mass(row.flags)) return SEARCH;
+    // Known about, the row's mass is summed while the k-th slice is sought.
+    if (!(row.flags & MASS)) return SEARCH;
     // Worked out by each thread, lest all wait for `measure`.
     Ruler ruler = ruler_from(shared.params, ends.most);
     if (uniform(ruler.scale.base != 0.0f)) {
@@ -227,8 +237,7 @@ DEVICE Next draw_at_once(Row<T> &row, Ends ends, u32 stage) {
         write_token(shared, draw_one(row, ruler, true, 0));
         return DONE;
     }
-    // Otherwise it is summed while the k-th slice is sought.
-    if (!(row.flags & (BY_SLICES | BY_GROUPS))) leave_whole(row, ruler);
+    leave_whole(row, ruler);
     return SEARCH;
 }
 
