@@ -148,6 +148,11 @@ fn sampling_cases() -> Vec<Case> {
         &crowded(40_000, 64),
         dense,
     ));
+    cases.push(sample::<f32>(
+        "ties for the k-th",
+        &ties_for_the_kth(),
+        dense,
+    ));
     // Less than the k first, bounded by slices' largest logits, or looked for.
     let few: Vec<_> = [50, 600].iter().flat_map(|&k| masked(40_000, k)).collect();
     cases.push(sample::<f32>("masked", &few, dense));
@@ -254,6 +259,16 @@ fn crowded(vocab: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
         }
     }
     all
+}
+
+/// Rows of which so many tokens tie for the k-th place that the list has to be shortened: any logit above theirs leaves one token too few.
+fn ties_for_the_kth() -> Vec<(Vec<f32>, SamplingParams)> {
+    let mut row = vec![-50.0; 5 * 512];
+    row[7] = 2.0;
+    row[600..700].fill(1.0);
+    let params = SamplingParams::new().temperature(10.0).top_k(2);
+    let with = |seed| (row.clone(), params.clone().seed(seed));
+    (0..8).map(with).collect()
 }
 
 /// Rows of `n` tokens, equal ones or half of them `lighter` and with smaller ids. p is the share of the first half, or a little more or less: whether one more
