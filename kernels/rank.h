@@ -161,8 +161,8 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 count) {
     u32 weighed = BLOCK - 1 - thread_index();
     if (weighed < count) ranked.masses[weighed] = unpack_mass(packed_mass(shared, list.keys[weighed]));
     if (thread_index() < RANKED) ranked.kept[thread_index()] = 0;
-    // A team has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are zeros, which are
-    // before none.
+    // A team, of eight threads at most, has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are
+    // zeros, which are before none.
     u32 bits = count <= BLOCK / 4 ? 3 : count <= BLOCK / 2 ? 2 : 1, team = 1u << bits;
     u32 mine = thread_index() >> bits;
     static_assert(RANKED <= BLOCK, "a team for each two tokens");

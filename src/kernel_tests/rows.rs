@@ -261,14 +261,18 @@ fn crowded(vocab: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
     all
 }
 
+/// The same row, drawn from with so many seeds.
+fn with_seeds(row: &[f32], params: &SamplingParams, seeds: u64) -> Vec<(Vec<f32>, SamplingParams)> {
+    let with = |seed| (row.to_vec(), params.clone().seed(seed));
+    (0..seeds).map(with).collect()
+}
+
 /// Rows of which so many tokens tie for the k-th place that the list has to be shortened: any logit above theirs leaves one token too few.
 fn ties_for_the_kth() -> Vec<(Vec<f32>, SamplingParams)> {
     let mut row = vec![-50.0; 5 * 512];
     row[7] = 2.0;
     row[600..700].fill(1.0);
-    let params = SamplingParams::new().temperature(10.0).top_k(2);
-    let with = |seed| (row.clone(), params.clone().seed(seed));
-    (0..8).map(with).collect()
+    with_seeds(&row, &SamplingParams::new().temperature(10.0).top_k(2), 8)
 }
 
 /// Rows of `n` tokens, equal ones or half of them `lighter` and with smaller ids. p is the share of the first half, or a little more or less: whether one more
@@ -297,9 +301,7 @@ fn halves(vocab: usize, n: usize, k: usize) -> Vec<(Vec<f32>, SamplingParams)> {
 fn first_of_a_slice() -> Vec<(Vec<f32>, SamplingParams)> {
     let mut row = vec![-30.0; 5 * 512];
     (row[700], row[1024]) = (0.0, -0.6);
-    let params = SamplingParams::new().top_p(0.5);
-    let with = |seed| (row.clone(), params.clone().seed(seed));
-    (0..20).map(with).collect()
+    with_seeds(&row, &SamplingParams::new().top_p(0.5), 20)
 }
 
 /// Rows of which each slice has so many tokens so many binary orders of weight below its largest, on both sides of the places at which its mass is divided: what is
