@@ -80,7 +80,7 @@ DEVICE void list_reached(Shared &shared, Drawn drawn, u32 j, u32 step, bool agai
     ROLLED for (u32 lane = opaque(thread_index()); lane < ASKED_SLICES * lanes_of_slice; lane += BLOCK) {
         u32 slice = j + lane / lanes_of_slice * step, mask = 0;
         if (slice >= shared.slices) break;
-        Eight eight = eight_of(shared.groups, slice * lanes_of_slice + lane % lanes_of_slice);
+        Drops<8> eight = drops_of<8>(shared.groups, slice * lanes_of_slice + lane % lanes_of_slice);
         u32 above = drops_above(shared.largest[slice], threshold_in(drawn, slice));
         UNROLL for (u32 c = 0; c < 8; c++) mask |= (u32)(eight.drops[c] < above) << c;
         if (!mask) continue;

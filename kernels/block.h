@@ -49,11 +49,9 @@ DEVICE u32 block_count(Block &b, bool x) {
     (void)b;
     return count_at_barrier(x);
 #else
-    u32 count = count_bits(vote(x));
-    u64 *words = next_words(b);
-    if (lane_index() == 0) words[wave_index()] = count;
-    barrier();
-    return wave_sum(lane_index() < WAVES ? (u32)words[lane_index()] : 0);
+    u32 count = x;
+    block_sums<1>(b, &count);
+    return count;
 #endif
 }
 

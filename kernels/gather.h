@@ -29,8 +29,8 @@ DEVICE u32 step_of(const Steps &steps, float largest) {
 }
 
 // Of things counted by bins, of which `above` come before the bins: a logit with k of them at or above it, which is a bin's end, in shared.bound, and
-// the bin and what is above it in the list. It is +inf if more than `most` are at or above the bin's end; below all, if there are no k. One wave's.
-DEVICE void kth_bin(Shared &shared, const u32 *counts, const Steps &steps, u32 k, u32 above, u32 most) {
+// the bin and what is above it in the list. It is +inf if too many are at or above the bin's end; below all, if there are no k. One wave's.
+DEVICE void kth_bin(Shared &shared, const u32 *counts, const Steps &steps, u32 k, u32 above) {
     u32 mine[BINS / WAVE], sum = 0, first = lane_index() * (BINS / WAVE), bin = first;
     UNROLL for (u32 i = 0; i < BINS / WAVE; i++) sum += mine[i] = counts[first + i];
     u32 through = above + wave_prefix(sum), before = through - sum;
@@ -43,7 +43,7 @@ DEVICE void kth_bin(Shared &shared, const u32 *counts, const Steps &steps, u32 k
             before = further ? through : before;
         }
         float bound = steps.most - (float)(bin + 1) * steps.width;
-        shared.bound = before + counts[bin] > most ? POS_INF : bound > steps.least ? bound : steps.least;
+        shared.bound = before + counts[bin] > k + k / 8 ? POS_INF : bound > steps.least ? bound : steps.least;
         shared.list.bin = bin;
         shared.list.above = before;
     }
@@ -104,7 +104,7 @@ DEVICE float kth_largest(Row<T> &row, u32 k, float row_max, float least) {
         }
         barrier();  // without it, the bound would be lower, and the token the same
         // The last wave has the fewest slices.
-        if (wave_index() == WAVES - 1) kth_bin(*row.shared, counts, steps, k, above, k + k / 8);
+        if (wave_index() == WAVES - 1) kth_bin(*row.shared, counts, steps, k, above);
         leave_shares(row, row_max);
         barrier();
         float bound = row.shared->bound;
@@ -185,12 +185,12 @@ DEVICE u32 gather(Row<T> &row, float bound) {
     u32 *groups = list.masses + wave_index() * (together * GROUPS);
     ROLLED for (u32 start = wave_index(); start < count; start += WAVES * together) {
         u32 i = start + lane_index() / lanes_of_slice * WAVES, slice = slices[i < count ? i : 0], found = 0;
-        u32 first = (slice >> 8) * GROUPS + lane_index() % lanes_of_slice * 4;
-        u32 drops = *(const u32 *)(const u8 *)(shared.groups + first), reach = i < count ? (slice & 255) + 1 : 0;
+        u32 four = (slice >> 8) * lanes_of_slice + lane_index() % lanes_of_slice, reach = i < count ? (slice & 255) + 1 : 0;
+        Drops<4> drops = drops_of<4>(shared.groups, four);
         UNROLL for (u32 c = 0; c < 4; c++) {
-            bool hit = (drops >> 8 * c & 255) < reach;
+            bool hit = drops.drops[c] < reach;
             u64 hits = vote(hit);
-            if (hit) groups[found + count_bits(hits & (((u64)1 << lane_index()) - 1))] = first + c;
+            if (hit) groups[found + count_bits(hits & (((u64)1 << lane_index()) - 1))] = four * 4 + c;
             found += count_bits(hits);
         }
         wave_barrier();

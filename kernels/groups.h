@@ -32,8 +32,12 @@ DEVICE float below_drop(float largest, u32 drop) {
     return fma_f32(-absolute(end), 1.0f / 4194304.0f, end);
 }
 
-// Eight groups' drops, in one read.
-struct alignas(8) Eight {
-    u8 drops[8];
+// The drops of so many groups next to each other, in one read.
+template <u32 count>
+struct alignas(count) Drops {
+    u8 drops[count];
 };
-DEVICE Eight eight_of(const GLOBAL u8 *groups, u32 i) { return *(const Eight *)(const u8 *)(groups + i * 8); }
+template <u32 count>
+DEVICE Drops<count> drops_of(const GLOBAL u8 *groups, u32 i) {
+    return *(const Drops<count> *)(const u8 *)(groups + i * count);
+}

@@ -97,13 +97,13 @@ DEVICE void list_groups(Seen &seen, u16 *hits, u32 begin, u32 slices, u64 place)
     u32 lanes = slices * of_slice;
     ROLLED for (u32 start = 0; start < lanes; start += BLOCK * AT_ONCE) {
         if (start + wave_index() * WAVE >= lanes) break;
-        Eight eight[AT_ONCE];
+        Drops<8> eight[AT_ONCE];
         float most[AT_ONCE];
         u32 mask = 0, dense = 0;
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
             u32 lane = start + q * BLOCK + thread_index();
             lane = lane < lanes ? lane : 0;
-            eight[q] = eight_of(seen.groups, begin * of_slice + lane);
+            eight[q] = drops_of<8>(seen.groups, begin * of_slice + lane);
             most[q] = seen.largest[begin + lane / of_slice];
         }
         UNROLL for (u32 q = 0; q < AT_ONCE; q++) {

@@ -35,12 +35,13 @@ template <u32 each, u32 each_id, bool closely>
 DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ranked &ranked, u32 last) {
     u32 begin = lane_index() * each, token[each];
     u64 here[each], sum = 0, kept_mass = 0, limit = ~(u64)0, least = shared.least;
-    // By min-p: of few tokens asked for with their masses, of more where it is wanted, because registers are short.
+    // By min-p: of few tokens asked with their masses, of more where it is wanted, because registers are short.
+    auto passes = [&](u32 c) { return begin + c < last && keys[token[c] & 0xffffu] > least; };
     u32 passing = 0;
     UNROLL for (u32 c = 0; c < each; c++) token[c] = begin + c < last ? ranked.by_rank[c * WAVE + lane_index()] : 0;
     UNROLL for (u32 c = 0; c < each; c++) {
         here[c] = begin + c < last ? ranked.masses[token[c] & 0xffffu] : 0;
-        if (each == 2) passing |= (u32)(begin + c < last && keys[token[c] & 0xffffu] > least) << c;
+        if (each == 2) passing |= (u32)passes(c) << c;
         sum += here[c];
     }
     u64 above = wave_prefix(sum) - sum;
@@ -64,7 +65,7 @@ DEVICE u32 draw_from_ranked(const Shared &shared, u32 flags, const u64 *keys, Ra
         open = wave_sum(open);
     }
     UNROLL for (u32 c = 0; c < each; c++) {
-        if (above < limit && (each == 2 ? passing >> c & 1 : begin + c < last && keys[token[c] & 0xffffu] > least)) {
+        if (above < limit && (each == 2 ? passing >> c & 1 : passes(c))) {
             kept_mass += here[c];
             ranked.kept[room_of<each_id>(token[c] >> 16)] = here[c];
         }

@@ -110,11 +110,11 @@ DEVICE void bound_by_groups(Shared &shared) {
     About about = about_of(shared);
     float below[TRIES] = {}, above[TRIES] = {};
     ROLLED for (u32 start = opaque(wave_index() * WAVE); start < lanes; start += EIGHTS_AT_ONCE * BLOCK) {
-        Eight eight[EIGHTS_AT_ONCE];
+        Drops<8> eight[EIGHTS_AT_ONCE];
         float largest[EIGHTS_AT_ONCE];
         UNROLL for (u32 q = 0; q < EIGHTS_AT_ONCE; q++) {
             u32 lane = start + q * BLOCK + lane_index();
-            eight[q] = eight_of(shared.groups, lane < lanes ? lane : 0);
+            eight[q] = drops_of<8>(shared.groups, lane < lanes ? lane : 0);
             largest[q] = lane < lanes ? shared.largest[lane / lanes_of_slice] : NEG_INF;
         }
         UNROLL for (u32 q = 0; q < EIGHTS_AT_ONCE; q++) {
