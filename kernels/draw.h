@@ -170,6 +170,6 @@ DEVICE bool draw_from_list(Row<T> &row, u32 length, bool estimated, u64 low, u64
     if (length <= RANKED) return draw_by_rank(row, estimated, length);
     // Of so many, several may be kept or not.
     if (row.flags & MASS_ABOUT) return false;
-    if (!estimated) weigh_list(row);
+    if (!estimated) kept = weigh_list(row);
     return draw_from_many(row, estimated, low, kept);
 }

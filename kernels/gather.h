@@ -128,30 +128,31 @@ DEVICE float kth_largest(Row<T> &row, u32 k, float row_max, float least) {
     }
 }
 
-// Lists those tokens of a wave's groups that reach the bound, by so many fours a lane that are waited for together. Four lanes read a group.
-template <u32 at_once, typename T>
-DEVICE void gather_groups(const Row<T> &row, const u32 *groups, u32 found, float bound) {
+// Lists those tokens of some groups that reach the bound: by so many threads, of which this is `mine`, a wave's or the block's, and so many fours of each
+// that are waited for together. Four threads read a group.
+template <u32 threads, u32 at_once, typename T>
+DEVICE void gather_groups(const Row<T> &row, const u32 *groups, u32 found, u32 mine, float bound) {
     Shared &shared = *row.shared;
     Candidates &list = shared.list;
-    ROLLED for (u32 first = 0; first < found; first += at_once * (WAVE / 4)) {
+    ROLLED for (u32 first = 0; first < found; first += at_once * (threads / 4)) {
         Four<T> four[at_once];
         u32 id[at_once], mask = 0;
         UNROLL for (u32 q = 0; q < at_once; q++) {
-            u32 i = first + q * (WAVE / 4) + lane_index() / 4;
-            id[q] = groups[i < found ? i : 0] * GROUP + lane_index() % 4 * 4;
+            u32 i = first + q * (threads / 4) + mine / 4;
+            id[q] = groups[i < found ? i : 0] * GROUP + mine % 4 * 4;
         }
         read_fours<at_once>(logits_of(row), shared.vocab, id, four);
         // What is beyond the vocabulary is -inf.
         UNROLL for (u32 q = 0; q < at_once; q++) {
             // No lane has any.
-            if (q && first + q * (WAVE / 4) >= found) break;
-            bool some = first + q * (WAVE / 4) + lane_index() / 4 < found;
+            if (q && first + q * (threads / 4) >= found) break;
+            bool some = first + q * (threads / 4) + mine / 4 < found;
             UNROLL for (u32 c = 0; c < 4; c++) mask |= (u32)(token_of(four[q], c) >= bound && some) << (q * 4 + c);
         }
         u32 at = mask ? atomic_add(&list.count, count_bits(mask)) : 0;
         bool too_many = at + count_bits(mask) > CAPACITY;
         UNROLL for (u32 q = 0; q < at_once; q++) {
-            if (q && first + q * (WAVE / 4) >= found) break;
+            if (q && first + q * (threads / 4) >= found) break;
             UNROLL for (u32 c = 0; c < 4; c++)
                 if (mask >> (q * 4 + c) & 1 && at < CAPACITY) list.keys[at++] = key_of(token_of(four[q], c), id[q] + c);
         }
@@ -159,8 +160,63 @@ DEVICE void gather_groups(const Row<T> &row, const u32 *groups, u32 found, float
     }
 }
 
-// Makes a list of all tokens whose logit is at least `bound`, above -inf: from the slices to the groups to the tokens that reach it. Each
-// wave goes from slices to tokens by itself. So many; 0 if they do not fit.
+// Goes from slices that reach the bound, of which there are `count`, to groups to tokens: each wave by itself.
+template <typename T>
+DEVICE void gather_by_waves(Row<T> &row, const u32 *slices, u32 count, float bound) {
+    Shared &shared = *row.shared;
+    // A wave's groups are listed where the masses will be: of several slices at a time, which are not next to each other. A lane has four of one.
+    const u32 lanes_of_slice = GROUPS / 4, together = WAVE / lanes_of_slice;
+    static_assert(WAVES * together * GROUPS <= CAPACITY, "room for the groups");
+    u32 *groups = shared.list.masses + wave_index() * (together * GROUPS);
+    ROLLED for (u32 start = wave_index(); start < count; start += WAVES * together) {
+        u32 i = start + lane_index() / lanes_of_slice * WAVES, slice = slices[i < count ? i : 0], found = 0;
+        u32 four = (slice >> 8) * lanes_of_slice + lane_index() % lanes_of_slice, reach = i < count ? (slice & 255) + 1 : 0;
+        Drops<4> drops = drops_of<4>(shared.groups, four);
+        UNROLL for (u32 c = 0; c < 4; c++) {
+            bool hit = drops.drops[c] < reach;
+            u64 hits = vote(hit);
+            if (hit) groups[found + count_bits(hits & (((u64)1 << lane_index()) - 1))] = four * 4 + c;
+            found += count_bits(hits);
+        }
+        wave_barrier();
+        // Few, in most rows; or as many as the wait for another read is worth.
+        if (uniform(found <= WAVE / 4))
+            gather_groups<WAVE, 1>(row, groups, found, lane_index(), bound);
+        else
+            gather_groups<WAVE, 4>(row, groups, found, lane_index(), bound);
+        wave_barrier();  // the votes are one already, but do not promise it
+    }
+}
+
+// The same for small blocks, whose waves would have many slices each, one after the other: the block lists all groups, and shares in them. Has a barrier.
+template <typename T>
+DEVICE void gather_by_block(Row<T> &row, const u32 *slices, u32 count, float bound) {
+    Shared &shared = *row.shared;
+    u32 t = opaque(thread_index()), *groups = shared.list.masses;
+    const u32 lanes_of_slice = GROUPS / 8;
+    ROLLED for (u32 lane = t; lane < count * lanes_of_slice; lane += BLOCK) {
+        u32 slice = slices[lane / lanes_of_slice], eight = (slice >> 8) * lanes_of_slice + lane % lanes_of_slice, mask = 0;
+        Drops<8> drops = drops_of<8>(shared.groups, eight);
+        UNROLL for (u32 c = 0; c < 8; c++) mask |= (u32)(drops.drops[c] <= (slice & 255)) << c;
+        if (!mask) continue;
+        u32 at = atomic_add(&shared.hits, count_bits(mask));
+        UNROLL for (u32 c = 0; c < 8; c++)
+            if (mask >> c & 1 && at < CAPACITY) groups[at++] = eight * 8 + c;
+    }
+    barrier();
+    u32 found = uniform(shared.hits);
+    if (found > CAPACITY) {
+        // More tokens than there is room for.
+        if (t == 0) shared.list.count = found;
+    } else if (found <= BLOCK / 4) {
+        gather_groups<BLOCK, 1>(row, groups, found, t, bound);
+    } else {
+        gather_groups<BLOCK, 4>(row, groups, found, t, bound);
+    }
+}
+
+// Makes a list of all tokens whose logit is at least `bound`, above -inf: from the slices to the groups to the tokens that reach it. So many; 0 if they
+// do not fit.
 template <typename T>
 DEVICE u32 gather(Row<T> &row, float bound) {
     Shared &shared = *row.shared;
@@ -178,29 +234,10 @@ DEVICE u32 gather(Row<T> &row, float bound) {
     barrier();
     u32 count = uniform(shared.slice_count);
     if (count > FEW * 4) return 0;
-
-    // And for a wave's groups where the masses will be: of several slices at a time, which are not next to each other. A lane has four of one.
-    const u32 lanes_of_slice = GROUPS / 4, together = WAVE / lanes_of_slice;
-    static_assert(WAVES * together * GROUPS <= CAPACITY, "room for the groups");
-    u32 *groups = list.masses + wave_index() * (together * GROUPS);
-    ROLLED for (u32 start = wave_index(); start < count; start += WAVES * together) {
-        u32 i = start + lane_index() / lanes_of_slice * WAVES, slice = slices[i < count ? i : 0], found = 0;
-        u32 four = (slice >> 8) * lanes_of_slice + lane_index() % lanes_of_slice, reach = i < count ? (slice & 255) + 1 : 0;
-        Drops<4> drops = drops_of<4>(shared.groups, four);
-        UNROLL for (u32 c = 0; c < 4; c++) {
-            bool hit = drops.drops[c] < reach;
-            u64 hits = vote(hit);
-            if (hit) groups[found + count_bits(hits & (((u64)1 << lane_index()) - 1))] = four * 4 + c;
-            found += count_bits(hits);
-        }
-        wave_barrier();
-        // Few, in most rows; or as many as the wait for another read is worth.
-        if (uniform(found <= WAVE / 4))
-            gather_groups<1>(row, groups, found, bound);
-        else
-            gather_groups<4>(row, groups, found, bound);
-        wave_barrier();  // the votes are one already, but do not promise it
-    }
+    if (ROWS == MANY_ROWS)
+        gather_by_block(row, slices, count, bound);
+    else
+        gather_by_waves(row, slices, count, bound);
     barrier();
     u32 length = uniform(list.count);
     return length <= CAPACITY ? length : 0;

@@ -160,7 +160,10 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 count) {
     if (estimated && uniform(count < shared.params.top_k)) return false;
     // Tokens are weighed by the last threads, which have the fewest to compare.
     u32 weighed = BLOCK - 1 - thread_index();
-    if (weighed < count) ranked.masses[weighed] = unpack_mass(packed_mass(shared, list.keys[weighed]));
+    if (weighed < count) {
+        u64 key = list.keys[weighed];
+        ranked.masses[weighed] = unpack_mass(packed_mass(shared, key, shared.largest[key_id(key) / SLICE]));
+    }
     if (thread_index() < RANKED) ranked.kept[thread_index()] = 0;
     // A team, of eight threads at most, has two tokens, and each of its threads compares them with a share of the others. Beyond the list there are
     // zeros, which are before none.

@@ -188,8 +188,8 @@ DEVICE float largest_of_slice(const Row<T> &row, u32 j) {
     return largest_of_mine(row.mine, (const float *)row.shared->largest, j);
 }
 
-DEVICE u32 packed_mass(const Seen &seen, u64 key) {
-    SliceScale s = scale_of(seen, key_id(key) / SLICE);
+DEVICE u32 packed_mass(const Seen &seen, u64 key, float largest_of_slice) {
+    SliceScale s = slice_scale(seen.scale, largest_of_slice, NEGLIGIBLE);
     return s.some ? pack_mass(weight(s, key_logit(key)), shift_of(s, seen.unit)) : 0;
 }
 
@@ -197,12 +197,28 @@ DEVICE u32 packed_mass(const Seen &seen, u64 key) {
 DEVICE u64 key_at(const Seen &seen, u32 i) { return seen.wide->keys[i]; }
 DEVICE u64 mass_at(const Seen &seen, u32 i) { return unpack_mass(seen.wide->masses[i]); }
 
-// Gives the candidates their masses: each thread those that it will ask for first.
+// Gives the candidates their masses, each thread those that it will ask for first, and sums them.
 template <typename T>
-DEVICE void weigh_list(Row<T> &row) {
-    Candidates &list = row.shared->list;
+DEVICE u64 weigh_list(Row<T> &row) {
+    Shared &shared = *row.shared;
+    Candidates &list = shared.list;
     u32 count = uniform(list.count);
-    ROLLED for (u32 i = thread_index(); i < count; i += BLOCK) list.masses[i] = packed_mass(*row.shared, list.keys[i]);
+    u64 sum = 0;
+    ROLLED for (u32 start = thread_index(); start < count; start += BLOCK * AT_ONCE) {
+        u64 key[AT_ONCE];
+        float largest[AT_ONCE];
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+            key[q] = list.keys[start + q * BLOCK < count ? start + q * BLOCK : start];
+            largest[q] = shared.largest[key_id(key[q]) / SLICE];
+        }
+        UNROLL for (u32 q = 0; q < AT_ONCE; q++) {
+            if (start + q * BLOCK >= count) break;
+            u32 mass = packed_mass(shared, key[q], largest[q]);
+            list.masses[start + q * BLOCK] = mass;
+            sum += unpack_mass(mass);
+        }
+    }
+    return block_sum(row.block, sum);
 }
 
 // A slice's share of the row's mass.
