@@ -151,10 +151,14 @@ DEVICE void gather_groups(const Row<T> &row, const u32 *groups, u32 found, u32 m
         }
         u32 at = mask ? atomic_add(&list.count, count_bits(mask)) : 0;
         bool too_many = at + count_bits(mask) > CAPACITY;
+        mask = too_many ? 0 : mask;
         UNROLL for (u32 q = 0; q < at_once; q++) {
             if (q && first + q * (threads / 4) >= found) break;
-            UNROLL for (u32 c = 0; c < 4; c++)
-                if (mask >> (q * 4 + c) & 1 && at < CAPACITY) list.keys[at++] = key_of(token_of(four[q], c), id[q] + c);
+            UNROLL for (u32 c = 0; c < 4; c++) {
+                u32 hit = mask >> (q * 4 + c) & 1;
+                write_if(hit, &list.keys[at], key_of(token_of(four[q], c), id[q] + c));
+                at += hit;
+            }
         }
         if (vote(too_many)) break;
     }
@@ -200,8 +204,12 @@ DEVICE void gather_by_block(Row<T> &row, const u32 *slices, u32 count, float bou
         UNROLL for (u32 c = 0; c < 8; c++) mask |= (u32)(drops.drops[c] <= (slice & 255)) << c;
         if (!mask) continue;
         u32 at = atomic_add(&shared.hits, count_bits(mask));
-        UNROLL for (u32 c = 0; c < 8; c++)
-            if (mask >> c & 1 && at < CAPACITY) groups[at++] = eight * 8 + c;
+        if (at + count_bits(mask) > CAPACITY) break;
+        UNROLL for (u32 c = 0; c < 8; c++) {
+            u32 hit = mask >> c & 1;
+            write_if(hit, &groups[at], eight * 8 + c);
+            at += hit;
+        }
     }
     barrier();
     u32 found = uniform(shared.hits);

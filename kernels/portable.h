@@ -140,6 +140,22 @@ DEVICE void add_if_above(float &sum, float x, float limit, float weight) {
         : "f"(x), "f"(limit), "f"(weight));
 }
 #define HAS_ADD_IF_ABOVE
+// Writes to shared memory, if that is wanted. Of branches in place of these, a wave takes one after the other.
+DEVICE void write_if(bool wanted, u32 *to, u32 x) {
+    asm volatile("{ .reg .pred wanted;\n"
+                 "setp.ne.u32 wanted, %0, 0; @wanted st.shared.u32 [%1], %2; }"
+                 :
+                 : "r"((u32)wanted), "r"((u32)__cvta_generic_to_shared(to)), "r"(x)
+                 : "memory");
+}
+DEVICE void write_if(bool wanted, u64 *to, u64 x) {
+    asm volatile("{ .reg .pred wanted;\n"
+                 "setp.ne.u32 wanted, %0, 0; @wanted st.shared.u64 [%1], %2; }"
+                 :
+                 : "r"((u32)wanted), "r"((u32)__cvta_generic_to_shared(to)), "l"(x)
+                 : "memory");
+}
+#define HAS_WRITE_IF
 // Reads 16 bytes of what is more than the cache holds: there they take the place of what was so read before, not of the rest, which is still to be
 // read, nor of what others have left.
 DEVICE void read_once(const u32 *from, u32 *to) {
@@ -352,6 +368,13 @@ DEVICE void count_larger(u64 a, u64 b, u32 *all, u32 *lower) {
 
 #ifndef HAS_ADD_IF_ABOVE
 DEVICE void add_if_above(float &sum, float x, float limit, float weight) { sum += x > limit ? weight : 0.0f; }
+#endif
+
+#ifndef HAS_WRITE_IF
+template <typename W>
+DEVICE void write_if(bool wanted, W *to, W x) {
+    if (wanted) *to = x;
+}
 #endif
 
 #ifndef HAS_DIVIDE_ABOUT
