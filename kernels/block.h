@@ -77,23 +77,13 @@ DEVICE u64 block_max(Block &b, u64 x) {
     return x;
 }
 
-// Of `n` values a thread, first all threads' first: the sums over those before each; and over all of them, where that is wanted.
-template <u32 n>
-DEVICE void block_prefixes(Block &b, u64 *x, u64 *total = 0) {
-    static_assert(n * WAVES <= WAVE, "a lane for each wave's values");
-    u64 *words = next_words(b);
-    UNROLL for (u32 i = 0; i < n; i++) {
-        u64 prefix = wave_prefix(x[i]);
-        if (lane_index() == WAVE - 1) words[i * WAVES + wave_index()] = prefix;
-        x[i] = prefix - x[i];
-    }
-    barrier();
-    u64 waves = lane_index() < n * WAVES ? words[lane_index()] : 0;
-    if (total) *total = wave_sum(waves);
-    UNROLL for (u32 i = 0; i < n; i++) x[i] += wave_sum(lane_index() < i * WAVES + wave_index() ? waves : 0);
-}
-
+// The sum over the threads before this one; and over all of them, where that is wanted.
 DEVICE u64 block_prefix(Block &b, u64 x, u64 *total = 0) {
-    block_prefixes<1>(b, &x, total);
-    return x;
+    static_assert(WAVES <= WAVE, "a lane for each wave");
+    u64 *words = next_words(b), through = wave_prefix(x);
+    if (lane_index() == WAVE - 1) words[wave_index()] = through;
+    barrier();
+    u64 waves = lane_index() < WAVES ? words[lane_index()] : 0;
+    if (total) *total = wave_sum(waves);
+    return through - x + wave_sum(lane_index() < wave_index() ? waves : 0);
 }

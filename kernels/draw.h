@@ -22,7 +22,7 @@ DEVICE u64 sum_slices(Row<T> &row, const Ruler &ruler, bool all) {
     Shared &shared = *row.shared;
     Slices &slices = slices_of(shared);
     u32 t = opaque(thread_index()), run = (shared.slices + SLOTS - 1) / SLOTS;
-    u64 sums[EACH], before[EACH];
+    u64 sums[EACH], sum_of_thread = 0;
     UNROLL for (u32 e = 0; e < EACH; e++) {
         u32 i = e * BLOCK + t;
         u64 sum = 0;
@@ -32,25 +32,34 @@ DEVICE u64 sum_slices(Row<T> &row, const Ruler &ruler, bool all) {
             u32 last = (i + 1) * run < shared.slices ? (i + 1) * run : shared.slices;
             ROLLED for (u32 j = i * run; j < last; j++) sum += all ? share_of(shared, ruler, j) : shared.kept[j];
         }
-        sums[e] = before[e] = sum;
+        sums[e] = sum;
     }
-    block_prefixes<EACH>(row.block, before);
+    // From here on a thread has runs next to each other.
+    if (EACH > 1) {
+        UNROLL for (u32 e = 0; e < EACH; e++) slices.before[e * BLOCK + t] = sums[e];
+        barrier();
+        UNROLL for (u32 e = 0; e < EACH; e++) sums[e] = slices.before[t * EACH + e];
+    }
+    UNROLL for (u32 e = 0; e < EACH; e++) sum_of_thread += sums[e];
+    u64 before = block_prefix(row.block, sum_of_thread);
     UNROLL for (u32 e = 0; e < EACH; e++) {
-        u32 i = e * BLOCK + t;
-        slices.before[i] = before[e];
-        if (i % RUNS_OF_HEAD == 0) slices.heads[i / RUNS_OF_HEAD] = before[e];
+        u32 i = t * EACH + e;
+        slices.before[i] = before;
+        if (i % RUNS_OF_HEAD == 0) slices.heads[i / RUNS_OF_HEAD] = before;
+        before += sums[e];
     }
     if (t == BLOCK - 1) {
-        u64 total = before[EACH - 1] + sums[EACH - 1];
-        slices.total = total;
-        if (all) shared.whole = total;
+        slices.total = before;
+        if (all) shared.whole = before;
     }
     barrier();
     return slices.total;
 }
 
-// So many threads draw a token, of whose slice each has four.
-#define DRAWING (SLICE / 4)
+// So many threads draw a token, of whose slice each has four; of many rows, whose blocks take each other's time, half as many have eight.
+#define FOURS_DRAWN (ROWS == MANY_ROWS ? 2u : 1u)
+#define TOKENS_DRAWN (4 * FOURS_DRAWN)
+#define DRAWING (SLICE / TOKENS_DRAWN)
 #define DRAWING_WAVES (DRAWING / WAVE)
 
 // Draws so many tokens, with a random number each: of all, or of those above `low`. `total` is what sum_slices has found. Has a barrier at the end.
@@ -64,8 +73,8 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
     ROLLED for (u32 begin = 0; begin < draws; begin += BLOCK / DRAWING) {
         u32 d = begin + t / DRAWING, first = 0;
         Shift shift = {0, 0};
-        float z[4] = {};
-        u64 mass[4] = {}, sum = 0, target = 0, before = 0;
+        float z[TOKENS_DRAWN] = {};
+        u64 mass[TOKENS_DRAWN] = {}, sum = 0, target = 0, before = 0;
         if (uniform(d < draws)) {
             u64 rest = mul_hi(random[d], total);
             // The last run that does not begin later: first among the heads, which are apart because threads that read one in so many would all
@@ -79,14 +88,17 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
                 if (uniform(rest < mass)) break;
                 rest -= mass;
             }
-            first = j * SLICE + t % DRAWING * 4;
-            Four<T> four = read_four((const T *)seen.logits, seen.vocab, first);
+            first = j * SLICE + t % DRAWING * TOKENS_DRAWN;
+            Four<T> four[FOURS_DRAWN];
+            u32 firsts[FOURS_DRAWN];
+            UNROLL for (u32 q = 0; q < FOURS_DRAWN; q++) firsts[q] = first + q * 4;
+            read_fours<FOURS_DRAWN>((const T *)seen.logits, seen.vocab, firsts, four);
             SliceScale s = scale_of(seen, j);
             shift = shift_of(s, seen.unit);
             // The running sum, of all weights in the slice's unit or of the masses of the tokens above `low`, is to reach this.
             target = all ? first_above(s, rest, seen.unit) : rest + 1;
-            UNROLL for (u32 c = 0; c < 4; c++) {
-                z[c] = token_of(four, c);
+            UNROLL for (u32 c = 0; c < TOKENS_DRAWN; c++) {
+                z[c] = token_of(four[c / 4], c % 4);
                 u32 w = weight(s, z[c]);
                 mass[c] = all ? w : key_of(z[c], first + c) > low ? unpack_mass(pack_mass(w, shift)) : 0;
                 sum += mass[c];
@@ -98,17 +110,21 @@ DEVICE void draw_by_slices(Shared &seen, Block &b, const u64 *random, u32 draws,
         barrier();
         UNROLL for (u32 i = 1; i < DRAWING_WAVES; i++) before += wave % DRAWING_WAVES >= i ? sums[wave - i] : 0;
         if (before < target && before + sum >= target) {
-            u32 c = 0;
-            UNROLL for (u32 i = 0; i < 3; i++) {
+            const u32 last = TOKENS_DRAWN - 1;
+            u32 c = 0, w = (u32)mass[last];
+            float logit = z[last];
+            UNROLL for (u32 i = 0; i < last; i++) {
                 before += mass[i];
                 c += before < target;
             }
-            float logit = c == 0 ? z[0] : c == 1 ? z[1] : c == 2 ? z[2] : z[3];
-            u64 key = key_of(logit, first + c);
-            u64 own = unpack_mass(pack_mass((u32)(c == 0 ? mass[0] : c == 1 ? mass[1] : c == 2 ? mass[2] : mass[3]), shift));
-            // Those weigh the same.
+            UNROLL for (u32 i = last; i-- > 0;) {
+                logit = c == i ? z[i] : logit;
+                w = c == i ? (u32)mass[i] : w;
+            }
+            u64 key = key_of(logit, first + c), own = unpack_mass(pack_mass(w, shift));
+            // Those of its four that tie with it weigh the same.
             u32 ties = 0;
-            UNROLL for (u32 i = 0; i < 3; i++) ties += i < c && z[i] == logit;
+            UNROLL for (u32 i = 0; i < last; i++) ties += i < c && i / 4 == c / 4 && z[i] == logit;
             drawn[d] = {key, logit, key_previous(key), first + c, 0, {ties, ties * own}, {1, own}};
         }
         barrier();
