@@ -22,6 +22,9 @@ typedef long long i64;
 #define WAVE 32
 #endif
 
+// Bytes that a cache keeps together.
+#define LINE 128u
+
 // Loops over a lane's tokens are unrolled, so that the tokens stay in registers.
 #define UNROLL _Pragma("unroll")
 // Loops whose reads should overlap.
@@ -156,6 +159,9 @@ DEVICE void write_if(bool wanted, u64 *to, u64 x) {
                  : "memory");
 }
 #define HAS_WRITE_IF
+// Asks for what will be read into the cache that multiprocessors share, a line of LINE bytes, and waits for nothing.
+DEVICE void prefetch(const u8 *line) { asm volatile("prefetch.global.L2 [%0];" : : "l"(line)); }
+#define HAS_PREFETCH
 // Reads 16 bytes of what is more than the cache holds: there they take the place of what was so read before, not of the rest, which is still to be
 // read, nor of what others have left.
 DEVICE void read_once(const u32 *from, u32 *to) {
@@ -375,6 +381,10 @@ template <typename W>
 DEVICE void write_if(bool wanted, W *to, W x) {
     if (wanted) *to = x;
 }
+#endif
+
+#ifndef HAS_PREFETCH
+DEVICE void prefetch(const u8 *) {}
 #endif
 
 #ifndef HAS_DIVIDE_ABOUT
