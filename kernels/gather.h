@@ -156,7 +156,7 @@ DEVICE void gather_groups(const Row<T> &row, const u32 *groups, u32 found, u32 m
             if (q && first + q * (threads / 4) >= found) break;
             UNROLL for (u32 c = 0; c < 4; c++) {
                 u32 hit = mask >> (q * 4 + c) & 1;
-                write_if(hit, &list.keys[at], key_of(token_of(four[q], c), id[q] + c));
+                write_if(hit, list.keys, at, key_of(token_of(four[q], c), id[q] + c));
                 at += hit;
             }
         }
@@ -192,7 +192,8 @@ DEVICE void gather_by_waves(Row<T> &row, const u32 *slices, u32 count, float bou
     }
 }
 
-// The same for small blocks, whose waves would have many slices each, one after the other: the block lists all groups, and shares in them. Has a barrier.
+// The same for small blocks, whose waves would have many slices each, one after the other: the block lists all groups, and its threads share in them. None, if
+// there are too many. Has a barrier.
 template <typename T>
 DEVICE void gather_by_block(Row<T> &row, const u32 *slices, u32 count, float bound) {
     Shared &shared = *row.shared;
@@ -207,20 +208,17 @@ DEVICE void gather_by_block(Row<T> &row, const u32 *slices, u32 count, float bou
         if (at + count_bits(mask) > CAPACITY) break;
         UNROLL for (u32 c = 0; c < 8; c++) {
             u32 hit = mask >> c & 1;
-            write_if(hit, &groups[at], eight * 8 + c);
+            write_if(hit, groups, at, eight * 8 + c);
             at += hit;
         }
     }
     barrier();
+    // Of more there would be more tokens than there is room for.
     u32 found = uniform(shared.hits);
-    if (found > CAPACITY) {
-        // More tokens than there is room for.
-        if (t == 0) shared.list.count = found;
-    } else if (found <= BLOCK / 4) {
+    if (found <= BLOCK / 4)
         gather_groups<BLOCK, 1>(row, groups, found, t, bound);
-    } else {
+    else if (found <= CAPACITY)
         gather_groups<BLOCK, 4>(row, groups, found, t, bound);
-    }
 }
 
 // Makes a list of all tokens whose logit is at least `bound`, above -inf: from the slices to the groups to the tokens that reach it. So many; 0 if they

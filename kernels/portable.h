@@ -143,19 +143,19 @@ DEVICE void add_if_above(float &sum, float x, float limit, float weight) {
         : "f"(x), "f"(limit), "f"(weight));
 }
 #define HAS_ADD_IF_ABOVE
-// Writes to shared memory, if that is wanted. Of branches in place of these, a wave takes one after the other.
-DEVICE void write_if(bool wanted, u32 *to, u32 x) {
+// to[i] = x in shared memory, if that is wanted; there may be no such place if not. Of branches in place of these, a wave takes one after the other.
+DEVICE void write_if(bool wanted, u32 *to, u32 i, u32 x) {
     asm volatile("{ .reg .pred wanted;\n"
                  "setp.ne.u32 wanted, %0, 0; @wanted st.shared.u32 [%1], %2; }"
                  :
-                 : "r"((u32)wanted), "r"((u32)__cvta_generic_to_shared(to)), "r"(x)
+                 : "r"((u32)wanted), "r"((u32)__cvta_generic_to_shared(to) + i * 4), "r"(x)
                  : "memory");
 }
-DEVICE void write_if(bool wanted, u64 *to, u64 x) {
+DEVICE void write_if(bool wanted, u64 *to, u32 i, u64 x) {
     asm volatile("{ .reg .pred wanted;\n"
                  "setp.ne.u32 wanted, %0, 0; @wanted st.shared.u64 [%1], %2; }"
                  :
-                 : "r"((u32)wanted), "r"((u32)__cvta_generic_to_shared(to)), "l"(x)
+                 : "r"((u32)wanted), "r"((u32)__cvta_generic_to_shared(to) + i * 8), "l"(x)
                  : "memory");
 }
 #define HAS_WRITE_IF
@@ -378,8 +378,8 @@ DEVICE void add_if_above(float &sum, float x, float limit, float weight) { sum +
 
 #ifndef HAS_WRITE_IF
 template <typename W>
-DEVICE void write_if(bool wanted, W *to, W x) {
-    if (wanted) *to = x;
+DEVICE void write_if(bool wanted, W *to, u32 i, W x) {
+    if (wanted) to[i] = x;
 }
 #endif
 

@@ -202,8 +202,8 @@ DEVICE bool draw_by_rank(Row<T> &row, bool estimated, u32 count) {
         bool some = at < 2 && token < count;
         u32 room_by_rank = few_ranks ? room_of<2>(rank) : room_of<RANKED / WAVE>(rank);
         u32 room_by_id = few_ids ? room_of<2>(place) : room_of<RANKED / WAVE>(place);
-        write_if(some && rank < ranks, &ranked.by_rank[room_by_rank], token | place << 16);
-        write_if(some, &ranked.by_id[room_by_id], key_id(c ? own.x[1] : own.x[0]));
+        write_if(some && rank < ranks, ranked.by_rank, room_by_rank, token | place << 16);
+        write_if(some, ranked.by_id, room_by_id, key_id(c ? own.x[1] : own.x[0]));
     }
     barrier();
     bool about = row.flags & MASS_ABOUT;

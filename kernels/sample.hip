@@ -284,7 +284,7 @@ DEVICE void draw_of(const T *logits, i64 stride, u32 vocab, const RowParams *par
     GLOBAL Wide *mine = wide_of(wide, index);
     if ((after_look || asks) && t < STATE_WORDS + TALLY_WORDS) ((u32 *)(State *)&shared)[t] = ((const GLOBAL u32 *)mine)[t];
     if (asks && t < TRIED_WORDS) ((u32 *)&shared.tried)[t] = ((const GLOBAL u32 *)&mine->tried)[t];
-    // Of rows that may go through many of their groups: what is left of these has left the cache first.
+    // Of rows that may go through many of their groups: what is known of these was written so that it leaves the cache first.
     if (ROWS == MANY_ROWS && !asks && wants_groups(flags) && !(flags & (BY_SLICES | BY_GROUPS)))
         ROLLED for (u32 i = t * LINE; i < slices * GROUPS; i += BLOCK * LINE) prefetch(groups + (u64)index * slices * GROUPS + i);
     // For other rows one block is enough.
