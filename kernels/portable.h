@@ -162,6 +162,9 @@ DEVICE void write_if(bool wanted, u64 *to, u32 i, u64 x) {
 // Asks for what will be read into the cache that multiprocessors share, a line of LINE bytes, and waits for nothing.
 DEVICE void prefetch(const u8 *line) { asm volatile("prefetch.global.L2 [%0];" : : "l"(line)); }
 #define HAS_PREFETCH
+// Where the host may be looking meanwhile.
+DEVICE void write_for_host(u32 *to, u32 x) { *(volatile u32 *)to = x; }
+#define HAS_WRITE_FOR_HOST
 // Reads 16 bytes of what is more than the cache holds: there they take the place of what was so read before, not of the rest, which is still to be
 // read, nor of what others have left.
 DEVICE void read_once(const u32 *from, u32 *to) {
@@ -381,6 +384,10 @@ template <typename W>
 DEVICE void write_if(bool wanted, W *to, u32 i, W x) {
     if (wanted) to[i] = x;
 }
+#endif
+
+#ifndef HAS_WRITE_FOR_HOST
+DEVICE void write_for_host(GLOBAL u32 *to, u32 x) { *to = x; }
 #endif
 
 #ifndef HAS_PREFETCH

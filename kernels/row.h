@@ -268,9 +268,9 @@ DEVICE u32 find_equal(Row<T> &row, float value) {
     return j * SLICE + SLICE - found;
 }
 
-// The row's answer. One thread's.
+// The row's answer. One thread's, once: the host may take it as soon as it is there.
 DEVICE void place_token(const Shared &shared, u32 id) {
-    *shared.id = id;
+    write_for_host(shared.id, id);
     *shared.next_position = shared.position + 1;
 }
 

@@ -7,6 +7,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{DevicePtrMut, PinnedHostSlice};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{CudaStorage, Result};
+use std::time::{Duration, Instant};
 
 pub(crate) struct Sampling {
     gpu: Cuda,
@@ -15,10 +16,59 @@ pub(crate) struct Sampling {
     on_host: Option<OnHost>,
 }
 
-/// Pinned memory, and where it is: to ask it for that costs a call of the driver each time.
+/// So long the host looks for ids before it waits for the stream; not at all on Windows, whose drivers may keep launches back until
+/// somebody waits for them.
+const LOOKING: Duration = Duration::from_micros(if cfg!(windows) { 0 } else { 200 });
+
+/// Pinned memory, which has the same address on the device, and where it is: to ask it for that costs a call of the driver each time.
 struct OnHost {
     memory: PinnedHostSlice<u32>,
     address: u64,
+}
+
+impl OnHost {
+    /// Not a token, nor what stands for a row without one.
+    const MISSING: u32 = u32::MAX - 1;
+
+    fn new(gpu: &Cuda, batch: usize) -> Result<Self> {
+        let context = gpu.stream.context();
+        // SAFETY: ids are read after they have been written.
+        let mut memory = unsafe { context.alloc_pinned_with_flags(batch.max(1), 0) }.w()?;
+        let address = memory.as_mut_ptr().w()? as u64;
+        Ok(Self { memory, address })
+    }
+
+    fn id(&self, row: usize) -> *mut u32 {
+        assert!(row < self.memory.len());
+        (self.address as *mut u32).wrapping_add(row)
+    }
+
+    /// Before a launch that writes them.
+    fn forget(&mut self, batch: usize) {
+        for row in 0..batch {
+            // SAFETY: it is there, and ours: the last call has seen all that its launch wrote.
+            unsafe { self.id(row).write_volatile(Self::MISSING) };
+        }
+    }
+
+    fn read(&self, row: usize) -> u32 {
+        // SAFETY: it is there, and has been written by `forget`. The device writes each id once and as a whole, maybe now.
+        unsafe { self.id(row).read_volatile() }
+    }
+
+    /// Looks for them until all are there; false if that takes long.
+    fn arrive(&self, batch: usize) -> bool {
+        let began = Instant::now();
+        (0..batch).all(|row| {
+            while self.read(row) == Self::MISSING {
+                if began.elapsed() > LOOKING {
+                    return false;
+                }
+                std::hint::spin_loop();
+            }
+            true
+        })
+    }
 }
 
 /// A batch, its vocabulary, and elements from one row to the next.
@@ -60,8 +110,8 @@ impl Sampling {
         Ok(CudaStorage::wrap_cuda_slice(ids, self.gpu.device.clone()))
     }
 
-    /// The same with the ids on the host. The kernels write them there themselves, which is sooner than a copy, and this waits for
-    /// the stream once.
+    /// The same with the ids on the host. The kernels write them there themselves, which is sooner than a copy, and this looks for them
+    /// there: the stream would say 2 to 3 µs later that it is done.
     pub(crate) fn sample_to_host(
         &mut self,
         storage: &CudaStorage,
@@ -70,25 +120,19 @@ impl Sampling {
         state: State,
     ) -> Result<Vec<u32>> {
         let batch = shape.0;
-        let ids = match self.on_host.take() {
+        let mut ids = match self.on_host.take() {
             Some(ids) if ids.memory.len() >= batch => ids,
-            _ => {
-                let context = self.gpu.stream.context();
-                // SAFETY: ids are read after they have been written.
-                let mut memory = unsafe { context.alloc_pinned_with_flags(batch.max(1), 0) }.w()?;
-                let address = memory.as_mut_ptr().w()? as u64;
-                OnHost { memory, address }
-            }
+            _ => OnHost::new(&self.gpu, batch)?,
         };
-        // Pinned memory has the same address on the device.
-        let to = ids.address;
-        // SAFETY: there is room for the ids, and it stays until the stream has come by.
-        let launched = unsafe { self.launch(storage, start, shape, to, state) };
-        self.gpu.stream.synchronize().w()?;
+        ids.forget(batch);
+        // SAFETY: there is room for the ids, and it stays until they have come or the stream has come by.
+        let launched = unsafe { self.launch(storage, start, shape, ids.address, state) };
+        if launched.is_err() || !ids.arrive(batch) {
+            self.gpu.stream.synchronize().w()?;
+        }
+        let read = (0..batch).map(|row| ids.read(row)).collect();
         self.on_host = Some(ids);
-        launched?;
-        // SAFETY: so many ids have been written there, and nothing writes any more.
-        Ok(unsafe { std::slice::from_raw_parts(to as *const u32, batch) }.to_vec())
+        launched.map(|()| read)
     }
 
     /// # Safety
