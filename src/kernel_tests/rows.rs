@@ -153,6 +153,11 @@ fn sampling_cases() -> Vec<Case> {
         &ties_for_the_kth(),
         dense,
     ));
+    cases.push(sample::<f32>(
+        "ties in two fours",
+        &ties_in_two_fours(),
+        dense,
+    ));
     // Less than the k first, bounded by slices' largest logits, or looked for.
     let few: Vec<_> = [50, 600].iter().flat_map(|&k| masked(40_000, k)).collect();
     cases.push(sample::<f32>("masked", &few, dense));
@@ -273,6 +278,13 @@ fn ties_for_the_kth() -> Vec<(Vec<f32>, SamplingParams)> {
     row[7] = 2.0;
     row[600..700].fill(1.0);
     with_seeds(&row, &SamplingParams::new().temperature(10.0).top_k(2), 8)
+}
+
+/// Rows in which eight tokens that tie are all that counts: two fours, which one thread may draw from, and of which the first is above all of the second.
+fn ties_in_two_fours() -> Vec<(Vec<f32>, SamplingParams)> {
+    let mut row = vec![-50.0; 5 * 512];
+    row[1032..1040].fill(1.0);
+    with_seeds(&row, &SamplingParams::new().top_p(0.6), 24)
 }
 
 /// Rows of `n` tokens, equal ones or half of them `lighter` and with smaller ids. p is the share of the first half, or a little more or less: whether one more
