@@ -280,7 +280,7 @@ fn ties_for_the_kth() -> Vec<(Vec<f32>, SamplingParams)> {
     with_seeds(&row, &SamplingParams::new().temperature(10.0).top_k(2), 8)
 }
 
-/// Rows in which eight tokens that tie are all that counts: two fours, which one thread may draw from, and of which the first is above all of the second.
+/// Rows in which eight tokens that tie are all that counts: two fours, which one thread may draw from. All of the first come before the second.
 fn ties_in_two_fours() -> Vec<(Vec<f32>, SamplingParams)> {
     let mut row = vec![-50.0; 5 * 512];
     row[1032..1040].fill(1.0);

@@ -15,6 +15,9 @@
 
 #include <memory>
 
+// The bytes of all buffers at first: device memory comes with whatever was in it.
+#define FILLED 0xa5u
+
 #include "machine.h"
 
 #include "prefix_sum.hip"
@@ -30,8 +33,7 @@ struct Buffer {
     std::unique_ptr<T[]> data;
     u64 count;
 
-    // Device memory comes with whatever was in it.
-    explicit Buffer(u64 count) : data(new T[count]), count(count) { memset((void *)data.get(), 0xa5, bytes()); }
+    explicit Buffer(u64 count) : data(new T[count]), count(count) { memset((void *)data.get(), FILLED, bytes()); }
     size_t bytes() const { return count * sizeof(T); }
     operator T *() { return data.get(); }
 };
